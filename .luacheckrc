@@ -1,0 +1,6 @@
+std = "lua54"
+self = false
+max_line_length = 120
+exclude_files = { "build*", "bench/build" }
+files["spec"] = { std = "+busted" }
+files[".busted"] = { std = "min" }
