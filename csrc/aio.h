@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT
+ * The wall between the event loop and whoever uses it: every type and function of the core that others may name.
+ *
+ * Way      aio_context_new -> init handles in place -> aio_poll in a loop -> close handles -> aio_context_unref
+ * Threads  "home" is the one thread that polls a context (see aio_context_set_home). Functions marked [any] may be
+ *          called by any thread that holds a reference; all others belong to the home thread.
+ * Owner    AioBH, AioCo, AioTimer, AioWatch are the caller's memory: init links nothing, close unlinks at once.
+ * Keep     functions return 0 or -errno; nothing prints, exits or knows a script language.
+ * Source   the semantics follow QEMU's AioContext (util/async.c and its companions), restated and re-written. */
+#ifndef AIO_H
+#define AIO_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define AIO_FOREVER INT64_MAX /* a wait or a deadline that never ends */
+
+typedef struct AioContext AioContext;
+typedef void AioFn(void *opaque);
+typedef bool AioTestFn(void *opaque);
+
+typedef struct AioLink {
+  struct AioLink *prev, *next; /* both NULL: in no list */
+} AioLink;
+
+/* ---- context ---------------------------------------------------------------------------------------------- */
+
+typedef struct AioVClock AioVClock;
+
+typedef struct AioOptions {
+  const char *backend;  /* "auto", "epoll" or "poll"; NULL is "auto" */
+  AioVClock *vclock;    /* clock behind AIO_CLOCK_VIRTUAL; NULL: timers on that clock are refused. Must outlive ctx */
+  int64_t poll_max_ns;  /* adaptive polling, see aio_set_polling */
+  int64_t poll_grow, poll_shrink;
+} AioOptions;
+
+typedef struct AioStats {
+  uint64_t polls;    /* turns taken, under either driver */
+  uint64_t asks;     /* times the kernel was asked for fds */
+  uint64_t wakeups;  /* times the notifier ended a wait */
+  uint64_t bhs, timers, fds, entries; /* callbacks run; coroutine entries */
+  uint64_t bhs_pending, timers_armed, watches; /* live now */
+  int64_t poll_ns;   /* what adaptive polling has learned, ns */
+} AioStats;
+
+/* Makes a context with one reference. Returns 0, -EINVAL for an unknown backend, or what the kernel refused with;
+ * *out is then NULL and nothing is left behind. opts may be NULL. */
+int aio_context_new(AioContext **out, const AioOptions *opts);
+void aio_context_ref(AioContext *ctx);     /* [any] */
+void aio_context_unref(AioContext *ctx);   /* [any]; the last one closes (if need be) and frees */
+/* Drops whatever is pending without calling it, and refuses new work from then on. Safe in any callback, and twice. */
+void aio_context_close(AioContext *ctx);
+bool aio_context_closed(const AioContext *ctx);
+/* A recursive mutex for C threads that share the context; a coroutine is entered holding it. [any] */
+void aio_context_acquire(AioContext *ctx);
+void aio_context_release(AioContext *ctx);
+/* Says that the calling thread alone will touch the context outside of aio_poll, so that scheduling from it costs no
+ * atomics. Without this the thread inside aio_poll is home while it is there. */
+void aio_context_set_home(AioContext *ctx);
+const char *aio_context_backend(const AioContext *ctx);
+void aio_context_stats(const AioContext *ctx, AioStats *out);
+
+/* One turn: plan, wait at most limit_ns (0: not at all, AIO_FOREVER: until progress or a notification), dispatch.
+ * Returns true iff a non-idle BH, an fd handler or a timer ran. May be called from within any callback. */
+bool aio_poll(AioContext *ctx, int64_t limit_ns);
+/* A turn that somebody other than the caller of aio_poll asks for (GLib, aio_vclock_advance) is run by `around`, which
+ * prepares its world, calls turn(turn_opaque) and tidies up. */
+typedef void AioAroundFn(AioFn *turn, void *turn_opaque, void *opaque);
+void aio_context_set_around(AioContext *ctx, AioAroundFn *around, void *opaque);
+/* ns until the next turn has something to do: 0 now, AIO_FOREVER never by itself. */
+int64_t aio_context_timeout(AioContext *ctx);
+/* One fd that is readable whenever a turn would find work, for embedding in another loop; -ENOTSUP for backend "poll". */
+int aio_context_pollfd(AioContext *ctx);
+/* True while something can still make a turn run: a pending BH or coroutine, an armed timer, a watch. */
+bool aio_context_can_wake(const AioContext *ctx);
+/* True when the next turn needs no waiting: a BH or a woken coroutine is pending. */
+bool aio_context_busy(AioContext *ctx);
+
+/* Adaptive polling after QEMU: before sleeping, spin for a learned time of at most max_ns (0: off). The learned time
+ * starts at 4 us, is multiplied by grow (0: 2) and divided by shrink (0: dropped to nothing). -EINVAL for negatives. [any] */
+int aio_set_polling(AioContext *ctx, int64_t max_ns, int64_t grow, int64_t shrink);
+/* Makes a sleeping (or the next) poll return and look at everything again. [any] */
+void aio_notify(AioContext *ctx);
+
+/* ---- bottom halves ----------------------------------------------------------------------------------------- */
+
+typedef struct AioBH {
+  AioLink link;             /* home: ready or idle list */
+  _Atomic(struct AioBH *) pushed; /* next in the foreign threads' stack, while in it */
+  AioContext *ctx;
+  AioFn *fn;
+  void *opaque;
+  atomic_uint flags;
+  uint32_t seq;             /* home: place in the FIFO, valid while ready */
+} AioBH;
+
+void aio_bh_init(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque);
+/* The same for a BH that the home thread alone will schedule: saves two atomic operations a run. */
+void aio_bh_init_local(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque);
+/* Runs fn once in the home thread's next turn, in order of scheduling; again before that is the same run. The caller's
+ * earlier writes are visible in fn. Wait-free. [any] */
+void aio_bh_schedule(AioBH *bh);
+/* The same within 10 ms, without waking anybody and without counting as progress. From within a callback it waits for
+ * those 10 ms, so that a BH which does this to itself runs a hundred times a second. */
+void aio_bh_schedule_idle(AioBH *bh);
+void aio_bh_cancel(AioBH *bh);
+void aio_bh_close(AioBH *bh);      /* as cancel; the memory is the caller's again. No other thread may be scheduling it */
+bool aio_bh_scheduled(const AioBH *bh);
+/* Allocates a BH, schedules it, and frees it before fn is called. [any] Returns 0, -ENOMEM or -ESHUTDOWN. */
+int aio_bh_oneshot(AioContext *ctx, AioFn *fn, void *opaque);
+
+/* ---- coroutines -------------------------------------------------------------------------------------------- */
+
+typedef struct AioCo {
+  AioBH bh;                          /* a scheduled coroutine is a BH that enters it */
+  _Atomic(const char *) scheduled_by; /* who scheduled it; NULL when it is not scheduled */
+} AioCo;
+
+void aio_co_init(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque);
+/* Enters co from a BH of its context. `who` names the caller for the error of the next one: -EALREADY when it is
+ * scheduled already (aio_co_scheduled_by tells by whom), -ESHUTDOWN on a closed context. [any] */
+int aio_co_schedule(AioCo *co, const char *who);
+/* Enters co: at once outside of coroutines, after the running coroutine has yielded or ended inside of one, through
+ * aio_co_schedule from any other thread. Constant C stack, however long the chain. [any] */
+int aio_co_wake(AioCo *co, const char *who);
+const char *aio_co_scheduled_by(const AioCo *co);
+AioCo *aio_co_running(const AioContext *ctx); /* the coroutine that runs at this nesting level, or NULL */
+void aio_co_close(AioCo *co);                 /* takes it out of every queue */
+
+/* ---- clocks and timers ------------------------------------------------------------------------------------- */
+
+typedef enum AioClock { AIO_CLOCK_MONOTONIC, AIO_CLOCK_REALTIME, AIO_CLOCK_BOOTTIME, AIO_CLOCK_VIRTUAL, AIO_CLOCKS } AioClock;
+
+int64_t aio_clock_now(AioClock clock); /* ns; not for AIO_CLOCK_VIRTUAL [any] */
+
+/* A clock that runs only when told: starts paused at 0. Belongs to one thread, like the contexts that use it. */
+AioVClock *aio_vclock_new(void); /* NULL: out of memory */
+void aio_vclock_free(AioVClock *vc); /* after the last context that uses it */
+int64_t aio_vclock_now(const AioVClock *vc);
+void aio_vclock_pause(AioVClock *vc);
+void aio_vclock_resume(AioVClock *vc);
+void aio_vclock_autojump(AioVClock *vc, bool on); /* jump to the next deadline when a poll would sleep */
+/* Moves the clock ns forward, stopping at every deadline on the way to run what is due there (as turns that do not
+ * wait, of each context concerned). May be called from a callback. */
+void aio_vclock_advance(AioVClock *vc, int64_t ns);
+
+typedef struct AioTimer {
+  AioContext *ctx;
+  AioFn *fn;
+  void *opaque;
+  uint64_t seq;  /* arming order, valid while armed */
+  int32_t pos;   /* place in the heap; -1: not armed */
+  uint8_t clock;
+} AioTimer;
+
+void aio_timer_init(AioTimer *t, AioContext *ctx, AioClock clock, AioFn *fn, void *opaque);
+/* Fires once at `deadline`, ns on its clock, never earlier; armed again, it moves, behind its equals. AIO_FOREVER disarms.
+ * 0, -ENOMEM (the timer is then not armed), -ESHUTDOWN, -EINVAL for a virtual clock that the context does not have. */
+int aio_timer_arm(AioTimer *t, int64_t deadline);
+int aio_timer_anticipate(AioTimer *t, int64_t deadline); /* as arm, but never moves a deadline later */
+void aio_timer_disarm(AioTimer *t);
+bool aio_timer_armed(const AioTimer *t);
+int64_t aio_timer_deadline(const AioTimer *t); /* AIO_FOREVER when not armed */
+int64_t aio_timer_now(const AioTimer *t);      /* its clock */
+
+/* ---- watches: fd handlers ---------------------------------------------------------------------------------- */
+
+typedef enum AioDir { AIO_READ, AIO_WRITE } AioDir;
+
+typedef struct AioWatch {
+  AioLink link;      /* ready list */
+  AioContext *ctx;   /* NULL: closed */
+  AioFn *ready;
+  AioTestFn *test;   /* busy polling's question "is there something?", or NULL */
+  void *opaque;
+  AioLink testers;   /* context's list of watches with a test */
+  int fd;
+  uint8_t dir;
+  bool lost;         /* the fd was closed behind our back; set before `ready` is called for the last time */
+  uint32_t seq;
+} AioWatch;
+
+/* Calls `ready` in every turn that finds fd ready in direction dir (read: IN, HUP or ERR; write: OUT, ERR, or HUP without
+ * a reader). Level-triggered. The loop never closes fd. -EEXIST: the direction has a watch; -EPERM: an fd that cannot
+ * be watched, such as a regular file; -EBADF, -ELOOP, -ENOMEM, -ENOSPC, -ESHUTDOWN. */
+int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque);
+void aio_watch_close(AioWatch *w);
+static inline bool aio_watch_is_open(const AioWatch *w) { return w->ctx != NULL; }
+
+/* An event notifier: an eventfd, or a non-blocking pipe where there is none. */
+typedef struct AioNotifier {
+  int rfd, wfd;
+} AioNotifier;
+
+int aio_notifier_open(AioNotifier *n);
+void aio_notifier_close(AioNotifier *n);
+int aio_notifier_set(const AioNotifier *n);   /* [any]; saturation is harmless */
+bool aio_notifier_clear(const AioNotifier *n); /* true if it was set; empties it wholly */
+
+/* ---- GSource ----------------------------------------------------------------------------------------------- */
+
+/* The loop as a GSource on the given GMainContext (NULL: the default one). GLib is loaded at the first call.
+ * 0, -EBUSY when attached already, -ENOSYS without GLib, -ESHUTDOWN, -ENOMEM. */
+int aio_source_attach(AioContext *ctx, void *main_context, int priority);
+void aio_source_detach(AioContext *ctx);
+bool aio_source_attached(const AioContext *ctx);
+/* The GSource itself, borrowed, valid while the context is open; made when there is none yet, NULL on failure. */
+void *aio_source_get(AioContext *ctx);
+/* Prints through g_warning. */
+void aio_source_warn(const char *message);
+/* Runs one iteration of a GMainContext (NULL: default): 1 dispatched, 0 nothing, -ENOSYS. */
+int aio_source_iterate(void *main_context, bool may_block);
+
+/* ---- lockcnt: a count of walkers with a lock ------------------------------------------------------------- */
+
+typedef struct AioLockCnt {
+  atomic_int count;
+  pthread_mutex_t mutex;
+} AioLockCnt;
+
+int aio_lockcnt_init(AioLockCnt *lc);
+void aio_lockcnt_destroy(AioLockCnt *lc);
+void aio_lockcnt_inc(AioLockCnt *lc);          /* begin walking */
+void aio_lockcnt_dec(AioLockCnt *lc);          /* end walking */
+bool aio_lockcnt_dec_and_lock(AioLockCnt *lc); /* true: was the last walker, and the lock is held */
+bool aio_lockcnt_dec_if_lock(AioLockCnt *lc);  /* only if the last walker: count 0, lock held; else nothing changed */
+void aio_lockcnt_lock(AioLockCnt *lc);         /* keeps new walkers out once the count is 0 */
+void aio_lockcnt_unlock(AioLockCnt *lc);
+void aio_lockcnt_inc_and_unlock(AioLockCnt *lc);
+int aio_lockcnt_count(const AioLockCnt *lc);
+
+/* ---- trace points ------------------------------------------------------------------------------------------ */
+
+typedef enum AioTracePoint {
+  AIO_TRACE_BH_RUN, AIO_TRACE_CO_SCHEDULE, AIO_TRACE_CO_ENTER, AIO_TRACE_TIMER_FIRE, AIO_TRACE_FD_DISPATCH,
+  AIO_TRACE_WAIT_BEGIN, AIO_TRACE_WAIT_END, AIO_TRACE_POLL_GROW, AIO_TRACE_POLL_SHRINK, AIO_TRACE_POINTS
+} AioTracePoint;
+
+typedef void AioTraceFn(AioTracePoint point, const void *object, int64_t value, void *opaque);
+
+const char *aio_trace_name(AioTracePoint point);
+/* Sets or (NULL) clears the process's one trace function; set it before other threads use the loop. Off: one branch. */
+void aio_trace_set(AioTraceFn *fn, void *opaque);
+
+#endif

@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: MIT
+ * Bottom halves: callbacks that run once in the home thread's next turn, in the order in which they were scheduled.
+ *
+ * Way      home thread:   aio_bh_schedule -> enqueue -> `ready` -> aio__bhs_run -> fn
+ *          other threads: aio_bh_schedule -> push -> `incoming` -> take_incoming -> `ready`
+ * Threads  schedule and oneshot: any, wait-free. The rest: home.
+ * Owner    the caller, except for one-shots, which are freed before their function is called.
+ * Keep     BH_PENDING: in a list or on the way into one; whoever sets it links the BH. Flags are cleared before fn is
+ *          called, and the BH is not touched after. A run stops at the seq that was the last when it began, so what is
+ *          scheduled meanwhile waits for the next turn, and a nested turn drains the rest of the outer one first. */
+#include <errno.h>
+#include <sched.h>
+
+#include "internal.h"
+
+enum {
+  BH_PENDING = 1,
+  BH_SCHEDULED = 2,  /* to be run; cancel takes it back while the BH may stay linked */
+  BH_IDLE = 4,       /* in the idle list */
+  BH_ONESHOT = 8,
+  BH_CO = 16,        /* the BH of an AioCo */
+  BH_LOCAL = 32,     /* no other thread schedules it: flags need no atomic read-modify-write */
+  BH_QUEUED = BH_PENDING | BH_SCHEDULED | BH_IDLE
+};
+
+#define IDLE_NS INT64_C(10000000)
+
+static AioBH being_pushed; /* mark: the producer is between taking its place and linking it */
+
+static unsigned set_flags(AioBH *bh, unsigned bits) {
+  unsigned old = atomic_load_explicit(&bh->flags, memory_order_relaxed);
+  if (!(old & BH_LOCAL)) return atomic_fetch_or_explicit(&bh->flags, bits, memory_order_acq_rel);
+  atomic_store_explicit(&bh->flags, old | bits, memory_order_relaxed);
+  return old;
+}
+
+static unsigned clear_flags(AioBH *bh, unsigned bits) {
+  unsigned old = atomic_load_explicit(&bh->flags, memory_order_relaxed);
+  if (!(old & BH_LOCAL)) return atomic_fetch_and_explicit(&bh->flags, ~bits, memory_order_acq_rel);
+  atomic_store_explicit(&bh->flags, old & ~bits, memory_order_relaxed);
+  return old;
+}
+
+static void init(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque, unsigned flags) {
+  *bh = (AioBH){.ctx = ctx, .fn = fn, .opaque = opaque};
+  atomic_init(&bh->flags, flags);
+}
+
+void aio_bh_init(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque) { init(bh, ctx, fn, opaque, 0); }
+void aio_bh_init_local(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque) { init(bh, ctx, fn, opaque, BH_LOCAL); }
+void aio_co_init(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque) {
+  init(&co->bh, ctx, enter, opaque, BH_CO);
+  atomic_init(&co->scheduled_by, NULL);
+}
+
+/* Any thread. Afterwards bh may be gone already. */
+static void push(AioContext *ctx, AioBH *bh) {
+  atomic_store_explicit(&bh->pushed, &being_pushed, memory_order_relaxed);
+  AioBH *below = atomic_exchange_explicit(&ctx->incoming, bh, memory_order_acq_rel);
+  atomic_store_explicit(&bh->pushed, below, memory_order_release);
+}
+
+static AioBH *pushed_below(AioBH *bh) {
+  AioBH *below;
+  for (unsigned tries = 0; (below = atomic_load_explicit(&bh->pushed, memory_order_acquire)) == &being_pushed;)
+    if (++tries > 100) sched_yield(); /* its producer lost the CPU between two instructions */
+  return below;
+}
+
+static void append(AioContext *ctx, AioBH *bh) {
+  bh->seq = ++ctx->bh_seq;
+  list_append(&ctx->ready, &bh->link);
+}
+
+static void take_incoming(AioContext *ctx) {
+  if (!atomic_load_explicit(&ctx->incoming, memory_order_relaxed)) return;
+  AioBH *oldest = NULL, *bh = atomic_exchange_explicit(&ctx->incoming, NULL, memory_order_acquire);
+  while (bh) { /* the stack has the newest on top */
+    AioBH *below = pushed_below(bh);
+    atomic_store_explicit(&bh->pushed, oldest, memory_order_relaxed);
+    oldest = bh;
+    bh = below;
+  }
+  for (; oldest; oldest = bh) {
+    bh = atomic_load_explicit(&oldest->pushed, memory_order_relaxed);
+    append(ctx, oldest);
+  }
+}
+
+static void enqueue(AioContext *ctx, AioBH *bh) {
+  take_incoming(ctx); /* they were first */
+  append(ctx, bh);
+  aio__kick(ctx);
+}
+
+static void schedule_home(AioContext *ctx, AioBH *bh) {
+  unsigned old = set_flags(bh, BH_PENDING | BH_SCHEDULED);
+  if (old & BH_IDLE) {
+    clear_flags(bh, BH_IDLE);
+    list_unlink(&bh->link);
+    enqueue(ctx, bh);
+  } else if (!(old & BH_PENDING)) {
+    enqueue(ctx, bh);
+  }
+}
+
+static void schedule_foreign(AioContext *ctx, AioBH *bh) {
+  unsigned old = set_flags(bh, BH_PENDING | BH_SCHEDULED);
+  if (!(old & BH_PENDING)) push(ctx, bh);
+  if (!(old & BH_SCHEDULED)) aio__published(ctx);
+}
+
+void aio_bh_schedule(AioBH *bh) {
+  AioContext *ctx = bh->ctx;
+  if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return;
+  if (aio__is_home(ctx))
+    schedule_home(ctx, bh);
+  else
+    schedule_foreign(ctx, bh);
+}
+
+int aio_bh_oneshot(AioContext *ctx, AioFn *fn, void *opaque) {
+  if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
+  AioBH *bh = aio__realloc(NULL, sizeof *bh);
+  if (!bh) return -ENOMEM;
+  init(bh, ctx, fn, opaque, BH_ONESHOT);
+  aio_bh_schedule(bh);
+  return 0;
+}
+
+void aio_bh_schedule_idle(AioBH *bh) {
+  AioContext *ctx = bh->ctx;
+  if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return;
+  aio_bh_cancel(bh);
+  if (set_flags(bh, BH_PENDING | BH_IDLE) & BH_PENDING) {
+    clear_flags(bh, BH_IDLE); /* another thread is scheduling it this very moment: that one counts */
+    return;
+  }
+  bh->seq = ctx->depth > 0; /* 1: waits for idle_from */
+  list_append(&ctx->idle, &bh->link);
+  aio__kick(ctx);
+}
+
+void aio_bh_cancel(AioBH *bh) {
+  take_incoming(bh->ctx);
+  if (list_linked(&bh->link)) {
+    list_unlink(&bh->link);
+    clear_flags(bh, BH_QUEUED);
+  } else {
+    clear_flags(bh, BH_SCHEDULED | BH_IDLE);
+  }
+}
+
+void aio_bh_close(AioBH *bh) { aio_bh_cancel(bh); }
+
+bool aio_bh_scheduled(const AioBH *bh) {
+  return atomic_load_explicit(&bh->flags, memory_order_relaxed) & (BH_SCHEDULED | BH_IDLE);
+}
+
+/* ---- what a turn does with them ---- */
+
+static AioBH *first(const AioLink *head) { return container_of(head->next, AioBH, link); }
+
+/* Another thread that schedules an idle BH can only set its flag: here it is moved over. */
+static void promote_idle(AioContext *ctx) {
+  for (AioLink *l = ctx->idle.next, *next; l != &ctx->idle; l = next) {
+    next = l->next;
+    AioBH *bh = container_of(l, AioBH, link);
+    if (!(atomic_load_explicit(&bh->flags, memory_order_acquire) & BH_SCHEDULED)) continue;
+    clear_flags(bh, BH_IDLE);
+    list_unlink(l);
+    append(ctx, bh);
+  }
+}
+
+bool aio__bhs_pending(AioContext *ctx) {
+  if (!list_empty(&ctx->idle)) promote_idle(ctx);
+  return !list_empty(&ctx->ready) || atomic_load_explicit(&ctx->incoming, memory_order_acquire) != NULL;
+}
+
+int64_t aio__bhs_timeout(AioContext *ctx) {
+  if (aio__bhs_pending(ctx)) return 0;
+  if (list_empty(&ctx->idle)) return AIO_FOREVER;
+  int64_t soonest = IDLE_NS;
+  for (AioLink *l = ctx->idle.next; l != &ctx->idle; l = l->next) {
+    if (!container_of(l, AioBH, link)->seq) continue;
+    int64_t left = ctx->idle_from - aio_clock_now(AIO_CLOCK_MONOTONIC);
+    return left < 0 ? 0 : aio__earlier(left, soonest);
+  }
+  return soonest;
+}
+
+static bool run(AioContext *ctx, AioBH *bh) {
+  unsigned flags = atomic_load_explicit(&bh->flags, memory_order_relaxed);
+  if (flags & BH_CO) {
+    atomic_store_explicit(&bh->flags, BH_CO, memory_order_relaxed);
+    aio__co_run(ctx, container_of(bh, AioCo, bh));
+    return true;
+  }
+  AioFn *fn = bh->fn;
+  void *opaque = bh->opaque;
+  flags = clear_flags(bh, BH_QUEUED); /* acquires what was written before schedule */
+  if (flags & BH_ONESHOT) aio__realloc(bh, 0);
+  if (!(flags & (BH_SCHEDULED | BH_IDLE))) return false;
+  ctx->stats.bhs++;
+  aio__trace(AIO_TRACE_BH_RUN, bh, flags & BH_IDLE);
+  fn(opaque);
+  return flags & BH_SCHEDULED;
+}
+
+static void run_idle(AioContext *ctx) {
+  int64_t now = aio_clock_now(AIO_CLOCK_MONOTONIC);
+  bool from_passed = now >= ctx->idle_from;
+  AioLink batch;
+  list_init(&batch);
+  for (AioLink *l = ctx->idle.next, *next; l != &ctx->idle; l = next) {
+    next = l->next;
+    if (container_of(l, AioBH, link)->seq && !from_passed) continue;
+    list_unlink(l);
+    list_append(&batch, l);
+  }
+  if (list_empty(&batch)) return;
+  ctx->idle_from = now + IDLE_NS;
+  while (!list_empty(&batch)) {
+    AioBH *bh = first(&batch);
+    list_unlink(&bh->link);
+    if (atomic_load_explicit(&ctx->closed, memory_order_relaxed))
+      clear_flags(bh, BH_QUEUED);
+    else
+      run(ctx, bh);
+  }
+}
+
+bool aio__bhs_run(AioContext *ctx) {
+  bool progress = false;
+  take_incoming(ctx);
+  if (!list_empty(&ctx->idle)) promote_idle(ctx);
+  uint32_t last = ctx->bh_seq;
+  while (!list_empty(&ctx->ready)) {
+    AioBH *bh = first(&ctx->ready);
+    if ((int32_t)(bh->seq - last) > 0) break;
+    list_unlink(&bh->link);
+    progress |= run(ctx, bh);
+  }
+  if (!list_empty(&ctx->idle)) run_idle(ctx);
+  return progress;
+}
+
+static void drop(AioLink *head) {
+  while (!list_empty(head)) {
+    AioBH *bh = first(head);
+    list_unlink(&bh->link);
+    unsigned flags = clear_flags(bh, BH_QUEUED);
+    if (flags & BH_CO) atomic_store(&container_of(bh, AioCo, bh)->scheduled_by, NULL);
+    if (flags & BH_ONESHOT) aio__realloc(bh, 0);
+  }
+}
+
+void aio__bhs_drop(AioContext *ctx) {
+  take_incoming(ctx);
+  drop(&ctx->ready);
+  drop(&ctx->idle);
+}
+
+/* ---- the half of co.c that needs to know BHs ---- */
+
+int aio_co_schedule(AioCo *co, const char *who) {
+  AioContext *ctx = co->bh.ctx;
+  const char *nobody = NULL;
+  if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
+  if (!atomic_compare_exchange_strong_explicit(&co->scheduled_by, &nobody, who, memory_order_acq_rel, memory_order_relaxed))
+    return -EALREADY;
+  aio__trace(AIO_TRACE_CO_SCHEDULE, co, 0);
+  /* Having set scheduled_by, we alone link it. */
+  atomic_store_explicit(&co->bh.flags, BH_CO | BH_PENDING | BH_SCHEDULED, memory_order_relaxed);
+  if (aio__is_home(ctx)) {
+    enqueue(ctx, &co->bh);
+  } else {
+    push(ctx, &co->bh);
+    aio__published(ctx);
+  }
+  return 0;
+}

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT
+ * The context, and the order in which one turn of the loop runs things: the only place that says so.
+ *
+ * Way      aio_poll: plan -> (spin) -> wait -> accept -> BHs -> fd handlers -> timers. source.c runs the same pieces.
+ * Threads  ref, unref, acquire, release: any. The rest: home.
+ * Owner    whoever holds the last reference; a poller holds one throughout.
+ * Keep     everything is re-examined between announcing a sleep and sleeping (notify.c). */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+enum { TURNS_PER_ASK = 2 }; /* while BHs keep coming, the kernel is asked for fds in every second turn */
+#define SWEEP_NS INT64_C(20000000) /* asleep for so long: time to look for fds closed behind our back */
+
+void *aio__realloc(void *p, size_t size) {
+  if (size) return realloc(p, size);
+  free(p);
+  return NULL;
+}
+
+int aio__grow(void **v, uint32_t *cap, uint32_t need, size_t size) {
+  if (need <= *cap) return 0;
+  uint64_t want = *cap ? *cap : 16;
+  while (want < need) want *= 2;
+  void *bigger = want > INT32_MAX ? NULL : aio__realloc(*v, want * size);
+  if (!bigger) return -ENOMEM;
+  *v = bigger;
+  *cap = (uint32_t)want;
+  return 0;
+}
+
+/* ---- life ---- */
+
+static const AioFdMon *find_backend(const char *name) {
+  if (!name || !strcmp(name, "auto") || !strcmp(name, "epoll")) return &aio__fdmon_epoll;
+  return strcmp(name, "poll") ? NULL : &aio__fdmon_poll;
+}
+
+static int init_lock(pthread_mutex_t *lock) {
+  pthread_mutexattr_t attr;
+  pthread_mutexattr_init(&attr);
+  pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+  int rc = pthread_mutex_init(lock, &attr);
+  pthread_mutexattr_destroy(&attr);
+  return -rc;
+}
+
+static int open_backend(AioContext *ctx, const AioOptions *opts) {
+  ctx->mon = find_backend(opts->backend);
+  if (!ctx->mon) return -EINVAL;
+  int rc = ctx->mon->init(ctx);
+  bool may_choose = !opts->backend || !strcmp(opts->backend, "auto");
+  if (rc < 0 && may_choose) {
+    ctx->mon = &aio__fdmon_poll;
+    rc = ctx->mon->init(ctx);
+  }
+  return rc;
+}
+
+int aio_context_new(AioContext **out, const AioOptions *opts) {
+  static const AioOptions defaults;
+  if (!opts) opts = &defaults;
+  *out = NULL;
+  AioContext *ctx = aio__realloc(NULL, sizeof *ctx);
+  if (!ctx) return -ENOMEM;
+  memset(ctx, 0, sizeof *ctx);
+  atomic_init(&ctx->refs, 1);
+  list_init(&ctx->ready);
+  list_init(&ctx->idle);
+  list_init(&ctx->woken);
+  list_init(&ctx->fd_ready);
+  list_init(&ctx->testers);
+  ctx->wake_at = &ctx->woken;
+  int rc = init_lock(&ctx->lock);
+  if (rc < 0) goto no_lock;
+  rc = aio_notifier_open(&ctx->notifier);
+  if (rc < 0) goto no_notifier;
+  rc = aio_set_polling(ctx, opts->poll_max_ns, opts->poll_grow, opts->poll_shrink);
+  if (rc == 0) rc = open_backend(ctx, opts);
+  if (rc < 0) goto no_backend;
+  atomic_store(&ctx->notified, false);
+  if (opts->vclock) aio__vclock_join(opts->vclock, ctx);
+  *out = ctx;
+  return 0;
+no_backend:
+  aio_notifier_close(&ctx->notifier);
+no_notifier:
+  pthread_mutex_destroy(&ctx->lock);
+no_lock:
+  aio__realloc(ctx, 0);
+  return rc;
+}
+
+void aio_context_close(AioContext *ctx) {
+  if (atomic_exchange(&ctx->closed, true)) return;
+  aio__co_drop(ctx);
+  aio__bhs_drop(ctx);
+  aio__fds_drop(ctx);
+  aio__timers_drop(ctx);
+  aio__vclock_leave(ctx);
+  aio__source_drop(ctx);
+  ctx->mon->fini(ctx); /* the notifier stays until nobody can be about to write to it */
+}
+
+void aio_context_ref(AioContext *ctx) { atomic_fetch_add_explicit(&ctx->refs, 1, memory_order_relaxed); }
+
+void aio_context_unref(AioContext *ctx) {
+  if (atomic_fetch_sub_explicit(&ctx->refs, 1, memory_order_acq_rel) != 1) return;
+  aio_context_close(ctx);
+  aio__bhs_drop(ctx); /* what another thread pushed while we closed */
+  aio_notifier_close(&ctx->notifier);
+  pthread_mutex_destroy(&ctx->lock);
+  aio__realloc(ctx, 0);
+}
+
+bool aio_context_closed(const AioContext *ctx) { return atomic_load_explicit(&ctx->closed, memory_order_relaxed); }
+void aio_context_acquire(AioContext *ctx) { pthread_mutex_lock(&ctx->lock); }
+void aio_context_release(AioContext *ctx) { pthread_mutex_unlock(&ctx->lock); }
+void aio_context_set_home(AioContext *ctx) { atomic_store_explicit(&ctx->home, aio__self(), memory_order_relaxed); }
+const char *aio_context_backend(const AioContext *ctx) { return ctx->mon->name; }
+
+void aio_context_stats(const AioContext *ctx, AioStats *out) {
+  *out = ctx->stats;
+  for (const AioLink *l = ctx->ready.next; l != &ctx->ready; l = l->next) out->bhs_pending++;
+  for (const AioLink *l = ctx->idle.next; l != &ctx->idle; l = l->next) out->bhs_pending++;
+  out->timers_armed = aio__timers_count(ctx);
+  out->watches = ctx->nwatches;
+  out->poll_ns = atomic_load_explicit(&ctx->poll_ns, memory_order_relaxed);
+}
+
+/* ---- one turn ---- */
+
+bool aio__work_seen(AioContext *ctx) {
+  return aio__bhs_pending(ctx) || !list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready) ||
+         atomic_load_explicit(&ctx->notified, memory_order_acquire);
+}
+
+bool aio_context_busy(AioContext *ctx) { return aio__bhs_pending(ctx) || !list_empty(&ctx->woken); }
+
+bool aio_context_can_wake(const AioContext *ctx) {
+  return !list_empty(&ctx->ready) || !list_empty(&ctx->idle) || !list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready) ||
+         atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches || aio__timers_count(ctx);
+}
+
+int64_t aio__plan(AioContext *ctx) {
+  if (!list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready)) return 0;
+  int64_t timeout = aio__bhs_timeout(ctx);
+  return timeout ? aio__earlier(timeout, aio__timers_timeout(ctx, true)) : 0;
+}
+
+static void sleep_announced(AioContext *ctx, int64_t timeout) {
+  aio__announce(ctx, 2);
+  if (aio__work_seen(ctx)) timeout = 0;
+  aio__trace(AIO_TRACE_WAIT_BEGIN, ctx, timeout);
+  int n = aio__fds_wait(ctx, timeout);
+  aio__trace(AIO_TRACE_WAIT_END, ctx, n);
+  aio__withdraw(ctx, 2);
+}
+
+/* As long as only the wish to look for closed fds ends the sleep, it is one sleep. */
+static void sleep_for(AioContext *ctx, int64_t timeout) {
+  if (ctx->mon->blind && ctx->sweep_due && ctx->nwatches && timeout > SWEEP_NS) {
+    sleep_announced(ctx, SWEEP_NS);
+    if (ctx->notifier_fired || aio__work_seen(ctx)) return;
+    aio__fds_sweep(ctx);
+    timeout = timeout == AIO_FOREVER ? timeout : timeout - SWEEP_NS;
+    if (!list_empty(&ctx->fd_ready)) return;
+  }
+  sleep_announced(ctx, timeout);
+}
+
+static void wait(AioContext *ctx, int64_t timeout) {
+  if (atomic_load_explicit(&ctx->poll_max, memory_order_relaxed) == 0) {
+    sleep_for(ctx, timeout);
+    return;
+  }
+  int64_t start = aio_clock_now(AIO_CLOCK_MONOTONIC);
+  if (!aio__spin(ctx, timeout)) {
+    int64_t spun = aio_clock_now(AIO_CLOCK_MONOTONIC) - start;
+    sleep_for(ctx, timeout == AIO_FOREVER ? timeout : spun < timeout ? timeout - spun : 0);
+  }
+  aio__polling_learn(ctx, aio_clock_now(AIO_CLOCK_MONOTONIC) - start);
+}
+
+/* With nothing to watch but the notifier the kernel has nothing to tell; with BHs pending it is asked less often. */
+static void glance(AioContext *ctx) {
+  if (!ctx->nwatches && !ctx->exported) return;
+  if (++ctx->skipped < TURNS_PER_ASK && aio__bhs_pending(ctx)) return;
+  aio__fds_wait(ctx, 0);
+}
+
+static void wait_or_glance(AioContext *ctx, int64_t limit) {
+  int64_t timeout = limit > 0 ? aio__earlier(limit, aio__plan(ctx)) : 0;
+  if (timeout > 0 && ctx->vclock && aio__timers_first(ctx, AIO_CLOCK_VIRTUAL) != AIO_FOREVER) {
+    aio__fds_wait(ctx, 0); /* only when everything sleeps does the virtual clock jump */
+    if (!ctx->notifier_fired && !aio__work_seen(ctx)) aio__vclock_jump(ctx);
+    timeout = aio__earlier(limit, aio__plan(ctx));
+    if (timeout == 0) return;
+  }
+  if (timeout > 0)
+    wait(ctx, timeout);
+  else
+    glance(ctx);
+}
+
+bool aio__dispatch(AioContext *ctx) {
+  ctx->stats.polls++;
+  aio__accept(ctx);
+  bool progress = aio__woken_run(ctx);
+  progress |= aio__bhs_run(ctx);
+  progress |= aio__fds_run(ctx);
+  progress |= aio__timers_run(ctx);
+  if (progress) ctx->sweep_due = true;
+  return progress;
+}
+
+bool aio_poll(AioContext *ctx, int64_t limit_ns) {
+  if (aio_context_closed(ctx)) return false;
+  uintptr_t outer_home = atomic_load_explicit(&ctx->home, memory_order_relaxed);
+  AioCo *outer_co = ctx->running;
+  aio_context_set_home(ctx);
+  ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
+  ctx->depth++;
+  wait_or_glance(ctx, limit_ns);
+  bool progress = aio__dispatch(ctx);
+  ctx->depth--;
+  ctx->running = outer_co;
+  ctx->wake_at = &ctx->woken;
+  atomic_store_explicit(&ctx->home, outer_home, memory_order_relaxed);
+  return progress;
+}
+
+void aio_context_set_around(AioContext *ctx, AioAroundFn *around, void *opaque) {
+  ctx->around = around;
+  ctx->around_opaque = opaque;
+}
+
+void aio__around(AioContext *ctx, AioFn *turn) {
+  if (ctx->around)
+    ctx->around(turn, ctx, ctx->around_opaque);
+  else
+    turn(ctx);
+}
+
+int64_t aio_context_timeout(AioContext *ctx) { return aio_context_closed(ctx) ? AIO_FOREVER : aio__plan(ctx); }
+
+int aio_context_pollfd(AioContext *ctx) {
+  if (aio_context_closed(ctx)) return -ESHUTDOWN;
+  if (ctx->epfd < 0) return -ENOTSUP;
+  ctx->exported = true;
+  aio__announce(ctx, 1); /* for good: the other loop may be asleep on it at any time */
+  if (aio__work_seen(ctx)) aio_notifier_set(&ctx->notifier);
+  return ctx->epfd;
+}

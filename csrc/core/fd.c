@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: MIT
+ * Watches: who is to be called when an fd is ready, whichever backend finds that out.
+ *
+ * Way      aio_watch_open -> table by fd number -> backend -> aio__fd_found -> `fd_ready` -> aio__fds_run -> ready
+ * Threads  home.
+ * Owner    the caller; a watch is unlinked before `ready` is called and not touched after, so it may close itself.
+ * Keep     closing a watch leaves the kernel's registration until it next reports: a wait per message would pay for it.
+ *          So opening always verifies with the kernel: the number may belong to another file by now.
+ *          A handler that is on the C stack is masked when it is found ready, so that a nested turn can sleep. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+
+#include "internal.h"
+
+enum { SWEEP_TURNS = 256 }; /* a busy loop looks for closed fds this often, an idle one when it falls asleep */
+
+static const unsigned wanted_bit[2] = {[AIO_READ] = AIO_IN, [AIO_WRITE] = AIO_OUT};
+
+static unsigned wanted(const AioFdEntry *e) {
+  unsigned events = 0;
+  for (int dir = AIO_READ; dir <= AIO_WRITE; dir++)
+    if (e->w[dir] && !(e->masked & 1 << dir)) events |= wanted_bit[dir];
+  return events;
+}
+
+static void make_ready(AioContext *ctx, AioWatch *w) {
+  if (list_linked(&w->link)) return;
+  w->seq = ++ctx->fd_seq;
+  list_append(&ctx->fd_ready, &w->link);
+}
+
+/* Its fd is gone: out of the table now, told once in this turn's dispatch. */
+static void lose(AioContext *ctx, AioFdEntry *e, AioDir dir) {
+  AioWatch *w = e->w[dir];
+  if (!w) return;
+  e->w[dir] = NULL;
+  e->masked &= (uint8_t) ~(1 << dir);
+  e->busy &= (uint8_t) ~(1 << dir);
+  w->lost = true;
+  make_ready(ctx, w);
+}
+
+static void lose_both(AioContext *ctx, AioFdEntry *e) {
+  lose(ctx, e, AIO_READ);
+  lose(ctx, e, AIO_WRITE);
+}
+
+static int grow_table(AioContext *ctx, int fd) {
+  uint32_t old = ctx->nfds;
+  int rc = aio__grow((void **)&ctx->fds, &ctx->nfds, (uint32_t)fd + 1, sizeof *ctx->fds);
+  for (uint32_t i = old; rc == 0 && i < ctx->nfds; i++) ctx->fds[i] = (AioFdEntry){.gen = 0};
+  return rc;
+}
+
+int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque) {
+  *w = (AioWatch){.ready = ready, .test = test, .opaque = opaque, .fd = fd, .dir = (uint8_t)dir};
+  if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
+  if (fd < 0) return -EBADF;
+  if ((uint32_t)fd >= ctx->nfds) {
+    if (fcntl(fd, F_GETFD) < 0) return -errno; /* before a table is grown for a number out of the blue */
+    if (grow_table(ctx, fd) < 0) return -ENOMEM;
+  }
+  AioFdEntry *e = &ctx->fds[fd];
+  unsigned before = wanted(e);
+  int rc = ctx->mon->update(ctx, fd, before | wanted_bit[dir], true);
+  if (rc < 0) return rc;
+  if (rc > 0) lose_both(ctx, e);
+  if (e->w[dir]) return -EEXIST;
+  e->w[dir] = w;
+  w->ctx = ctx;
+  ctx->nwatches++;
+  if (test) list_append(&ctx->testers, &w->testers);
+  aio__kick(ctx);
+  return 0;
+}
+
+static void detach(AioWatch *w) {
+  if (list_linked(&w->link)) list_unlink(&w->link);
+  if (w->ctx->next_tester == &w->testers) w->ctx->next_tester = w->testers.next;
+  if (w->ctx->tested == w) w->ctx->tested = NULL;
+  if (list_linked(&w->testers)) list_unlink(&w->testers);
+  w->ctx->nwatches--;
+  w->ctx = NULL;
+}
+
+void aio_watch_close(AioWatch *w) {
+  if (!w->ctx) return;
+  AioFdEntry *e = &w->ctx->fds[w->fd];
+  if (e->w[w->dir] == w) {
+    e->w[w->dir] = NULL;
+    e->busy &= (uint8_t) ~(1 << w->dir);
+    e->masked &= (uint8_t) ~(1 << w->dir);
+  }
+  detach(w);
+}
+
+/* ---- what a turn does with them ---- */
+
+bool aio__fd_found(AioContext *ctx, int fd, unsigned revents) {
+  if ((uint32_t)fd >= ctx->nfds) return false;
+  AioFdEntry *e = &ctx->fds[fd];
+  if (revents & AIO_NVAL) return lose_both(ctx, e), true;
+  if (revents & AIO_HUP && !e->w[AIO_READ]) revents |= AIO_OUT; /* or nobody would hear of it, and the loop would spin */
+  const unsigned mine[2] = {AIO_IN | AIO_HUP | AIO_ERR, AIO_OUT | AIO_ERR};
+  uint8_t found = 0, masked = e->masked;
+  for (int dir = AIO_READ; dir <= AIO_WRITE; dir++) {
+    if (!e->w[dir] || !(revents & mine[dir])) continue;
+    if (e->busy & 1 << dir) {
+      e->masked |= (uint8_t)(1 << dir);
+    } else {
+      found |= (uint8_t)(1 << dir);
+      make_ready(ctx, e->w[dir]);
+    }
+  }
+  if (!found) { /* nobody is left, or only what is on the C stack: silence it wholly */
+    e->masked = (uint8_t)((e->w[AIO_READ] ? 1 << AIO_READ : 0) | (e->w[AIO_WRITE] ? 1 << AIO_WRITE : 0));
+    ctx->mon->update(ctx, fd, 0, false);
+  } else if (e->masked != masked) {
+    ctx->mon->update(ctx, fd, wanted(e), false);
+  }
+  return found;
+}
+
+int aio__fds_wait(AioContext *ctx, int64_t timeout_ns) {
+  ctx->stats.asks++;
+  ctx->skipped = 0;
+  int n = ctx->mon->wait(ctx, timeout_ns);
+  return n < 0 ? 0 : n; /* EINTR and its like: the turn goes on and the next one asks again */
+}
+
+static int put_fd(struct pollfd *v, int n, int fd, unsigned events) {
+  v[n] = (struct pollfd){.fd = fd, .events = (short)((events & AIO_IN ? POLLIN : 0) | (events & AIO_OUT ? POLLOUT : 0))};
+  return n + 1;
+}
+
+int aio__pollfds_fill(AioContext *ctx, bool with_notifier) {
+  if (aio__grow(&ctx->pollfds, &ctx->pollfds_cap, ctx->nwatches + 1, sizeof(struct pollfd)) < 0) return -ENOMEM;
+  int n = 0;
+  if (with_notifier) n = put_fd(ctx->pollfds, n, ctx->notifier.rfd, AIO_IN);
+  for (uint32_t fd = 0; ctx->nwatches && fd < ctx->nfds; fd++) {
+    const AioFdEntry *e = &ctx->fds[fd];
+    if (!e->w[AIO_READ] && !e->w[AIO_WRITE]) continue;
+    if (with_notifier && !wanted(e)) continue; /* masked: ppoll would report its HUP all the same */
+    n = put_fd(ctx->pollfds, n, (int)fd, wanted(e));
+  }
+  return n;
+}
+
+void aio__fds_sweep(AioContext *ctx) {
+  ctx->sweep_due = false;
+  ctx->since_sweep = 0;
+  int n = aio__pollfds_fill(ctx, false);
+  struct pollfd *v = ctx->pollfds;
+  if (n <= 0 || poll(v, (nfds_t)n, 0) <= 0) return;
+  for (int i = 0; i < n; i++)
+    if (v[i].revents & POLLNVAL) lose_both(ctx, &ctx->fds[v[i].fd]);
+}
+
+/* The handler has returned, and its watch may be gone. */
+static void unmask(AioContext *ctx, int fd, AioDir dir) {
+  if ((uint32_t)fd >= ctx->nfds) return; /* the context was closed in it */
+  AioFdEntry *e = &ctx->fds[fd];
+  e->busy &= (uint8_t) ~(1 << dir);
+  if (!e->masked) return;
+  e->masked = 0;
+  if (wanted(e) && ctx->mon->update(ctx, fd, wanted(e), false) != 0) lose_both(ctx, e);
+}
+
+static void run(AioContext *ctx, AioWatch *w) {
+  AioFn *ready = w->ready;
+  void *opaque = w->opaque;
+  int fd = w->fd;
+  AioDir dir = (AioDir)w->dir;
+  list_unlink(&w->link);
+  ctx->stats.fds++;
+  aio__trace(AIO_TRACE_FD_DISPATCH, w, fd);
+  if (w->lost) {
+    detach(w);
+    ready(opaque);
+    return;
+  }
+  ctx->fds[fd].busy |= (uint8_t)(1 << dir);
+  ready(opaque);
+  unmask(ctx, fd, dir);
+}
+
+bool aio__fds_run(AioContext *ctx) {
+  bool progress = false;
+  uint32_t last = ctx->fd_seq;
+  if (ctx->mon->blind && ++ctx->since_sweep >= SWEEP_TURNS && ctx->nwatches) aio__fds_sweep(ctx);
+  while (!list_empty(&ctx->fd_ready)) {
+    AioWatch *w = container_of(ctx->fd_ready.next, AioWatch, link);
+    if ((int32_t)(w->seq - last) > 0) break;
+    run(ctx, w);
+    progress = true;
+  }
+  return progress;
+}
+
+/* A test is only to look, but nobody can keep it from closing watches: detach moves the cursor on. */
+bool aio__fds_test(AioContext *ctx) {
+  bool found = false;
+  for (AioLink *l = ctx->testers.next; l != &ctx->testers; l = ctx->next_tester) {
+    AioWatch *w = container_of(l, AioWatch, testers);
+    ctx->next_tester = l->next;
+    ctx->tested = w;
+    if (w->lost || ctx->fds[w->fd].busy & 1 << w->dir || !w->test(w->opaque) || !ctx->tested) continue;
+    make_ready(ctx, w);
+    found = true;
+  }
+  ctx->tested = NULL;
+  return found;
+}
+
+void aio__fds_drop(AioContext *ctx) {
+  while (!list_empty(&ctx->fd_ready)) detach(container_of(ctx->fd_ready.next, AioWatch, link)); /* the lost among them */
+  for (uint32_t fd = 0; fd < ctx->nfds; fd++)
+    for (int dir = AIO_READ; dir <= AIO_WRITE; dir++)
+      if (ctx->fds[fd].w[dir] && ctx->fds[fd].w[dir]->ctx) detach(ctx->fds[fd].w[dir]);
+  ctx->fds = aio__realloc(ctx->fds, 0);
+  ctx->nfds = 0;
+  ctx->pollfds = aio__realloc(ctx->pollfds, 0);
+  ctx->pollfds_cap = 0;
+}

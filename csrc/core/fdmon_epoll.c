@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT
+ * The epoll backend: the kernel keeps the list of fds.
+ *
+ * Way      update -> epoll_ctl; wait -> epoll_wait -> aio__fd_found
+ * Threads  home.
+ * Keep     an event carries fd and generation: one that outlived its fd (a duplicate keeps the file open) is recognised,
+ *          and since it cannot be removed by number any more, the whole set is then built anew. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum { BATCH = 256 };
+#define NOTIFIER_DATA UINT64_MAX
+
+static int ctl(AioContext *ctx, int op, int fd, unsigned events, uint64_t data) {
+  struct epoll_event ev = {.events = (events & AIO_IN ? EPOLLIN : 0u) | (events & AIO_OUT ? EPOLLOUT : 0u), .data.u64 = data};
+  return epoll_ctl(ctx->epfd, op, fd, &ev) < 0 ? -errno : 0;
+}
+
+static uint64_t data_of(int fd, uint32_t gen) { return (uint64_t)gen << 32 | (uint32_t)fd; }
+
+static int init(AioContext *ctx) {
+  ctx->epfd = epoll_create1(EPOLL_CLOEXEC);
+  if (ctx->epfd < 0) return -errno;
+  int rc = ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA);
+  if (rc < 0) close(ctx->epfd);
+  return rc;
+}
+
+static void fini(AioContext *ctx) { close(ctx->epfd); }
+
+static int add(AioContext *ctx, int fd, AioFdEntry *e, unsigned events) {
+  int rc = ctl(ctx, EPOLL_CTL_ADD, fd, events, data_of(fd, e->gen + 1));
+  if (rc == -EEXIST) /* registered for a closed twin that came back under its number */
+    rc = ctl(ctx, EPOLL_CTL_MOD, fd, events, data_of(fd, e->gen + 1));
+  if (rc < 0) return rc;
+  e->gen++;
+  e->in_kernel = true;
+  e->kernel = (uint8_t)events;
+  return 0;
+}
+
+/* 1: the kernel had forgotten the fd, so it was closed and the number reused. */
+static int update(AioContext *ctx, int fd, unsigned events, bool verify) {
+  AioFdEntry *e = &ctx->fds[fd];
+  if (!events) {
+    if (e->in_kernel && ctl(ctx, EPOLL_CTL_DEL, fd, 0, 0) < 0) ctx->rebuild = true;
+    e->in_kernel = false;
+    return 0;
+  }
+  if (!e->in_kernel) return add(ctx, fd, e, events);
+  if (!verify && e->kernel == events) return 0;
+  int rc = ctl(ctx, EPOLL_CTL_MOD, fd, events, data_of(fd, e->gen));
+  if (rc == 0) e->kernel = (uint8_t)events;
+  if (rc != -ENOENT) return rc;
+  rc = add(ctx, fd, e, events);
+  return rc < 0 ? rc : 1;
+}
+
+static void rebuild(AioContext *ctx) {
+  int fresh = epoll_create1(EPOLL_CLOEXEC);
+  if (fresh < 0) return; /* the next stale event tries again */
+  ctx->rebuild = false;
+  dup3(fresh, ctx->epfd, O_CLOEXEC); /* under the old number, which others may hold */
+  close(fresh);
+  ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA);
+  for (uint32_t fd = 0; fd < ctx->nfds; fd++) {
+    AioFdEntry *e = &ctx->fds[fd];
+    unsigned events = e->in_kernel ? e->kernel : 0;
+    e->in_kernel = false;
+    if (!events || (!e->w[AIO_READ] && !e->w[AIO_WRITE])) continue;
+    if (add(ctx, (int)fd, e, events) < 0) aio__fd_found(ctx, (int)fd, AIO_NVAL);
+  }
+}
+
+static bool lacks_pwait2;
+
+static int wait_ns(AioContext *ctx, struct epoll_event *ev, int64_t ns) {
+  if (ns == 0) return epoll_wait(ctx->epfd, ev, BATCH, 0);
+  if (ns == AIO_FOREVER) return epoll_wait(ctx->epfd, ev, BATCH, -1);
+#ifdef SYS_epoll_pwait2
+  if (!lacks_pwait2) {
+    struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    int n = (int)syscall(SYS_epoll_pwait2, ctx->epfd, ev, BATCH, &ts, NULL, 0);
+    if (n >= 0 || (errno != ENOSYS && errno != EPERM)) return n;
+    lacks_pwait2 = true; /* an old kernel, or a sandbox that knows no better */
+  }
+#endif
+  int64_t ms = ns / 1000000 + (ns % 1000000 != 0);
+  return epoll_wait(ctx->epfd, ev, BATCH, ms > INT32_MAX ? INT32_MAX : (int)ms);
+}
+
+static unsigned revents_of(uint32_t events) {
+  return (events & (EPOLLIN | EPOLLPRI) ? AIO_IN : 0u) | (events & EPOLLOUT ? AIO_OUT : 0u) | (events & EPOLLERR ? AIO_ERR : 0u) |
+         (events & EPOLLHUP ? AIO_HUP : 0u);
+}
+
+static int wait(AioContext *ctx, int64_t timeout_ns) {
+  struct epoll_event ev[BATCH];
+  if (ctx->rebuild) rebuild(ctx);
+  int n = wait_ns(ctx, ev, timeout_ns), found = 0;
+  if (n < 0) return -errno;
+  for (int i = 0; i < n; i++) {
+    if (ev[i].data.u64 == NOTIFIER_DATA) {
+      ctx->notifier_fired = true;
+      continue;
+    }
+    uint32_t fd = (uint32_t)ev[i].data.u64, gen = (uint32_t)(ev[i].data.u64 >> 32);
+    if (fd < ctx->nfds && ctx->fds[fd].in_kernel && ctx->fds[fd].gen == gen)
+      found += aio__fd_found(ctx, (int)fd, revents_of(ev[i].events));
+    else
+      ctx->rebuild = true;
+  }
+  return found;
+}
+
+const AioFdMon aio__fdmon_epoll = {.name = "epoll", .blind = true, .init = init, .fini = fini, .update = update, .wait = wait};

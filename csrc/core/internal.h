@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: MIT
+ * What the core's files share with one another and nobody else sees.
+ *
+ * Keep     every field of AioContext says who may touch it; "home" means the thread that polls. */
+#ifndef AIO_INTERNAL_H
+#define AIO_INTERNAL_H
+
+#include "aio.h"
+
+/* ---- circular lists with a sentinel --------------------------------------------------------------------------- */
+
+static inline void list_init(AioLink *head) { head->prev = head->next = head; }
+static inline bool list_empty(const AioLink *head) { return head->next == head; }
+static inline bool list_linked(const AioLink *n) { return n->next != NULL; }
+
+static inline void list_insert_after(AioLink *at, AioLink *n) {
+  n->prev = at;
+  n->next = at->next;
+  at->next->prev = n;
+  at->next = n;
+}
+
+static inline void list_append(AioLink *head, AioLink *n) { list_insert_after(head->prev, n); }
+
+static inline void list_unlink(AioLink *n) {
+  n->prev->next = n->next;
+  n->next->prev = n->prev;
+  n->prev = n->next = NULL;
+}
+
+#define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
+
+/* ---- memory: the one door, which may return NULL ------------------------------------------------------------- */
+
+void *aio__realloc(void *p, size_t size); /* size 0 frees */
+
+/* Grows *v (elements of `size` bytes) so that it has room for `need`; -ENOMEM leaves it as it was. */
+int aio__grow(void **v, uint32_t *cap, uint32_t need, size_t size);
+
+/* ---- fd monitors --------------------------------------------------------------------------------------------- */
+
+enum { AIO_IN = 1, AIO_OUT = 2, AIO_ERR = 4, AIO_HUP = 8, AIO_NVAL = 16 };
+
+typedef struct AioFdEntry {
+  AioWatch *w[2];   /* by AioDir */
+  uint32_t gen;     /* counts registrations of this number with the kernel */
+  uint8_t kernel;   /* AIO_IN | AIO_OUT as the backend has it registered */
+  uint8_t in_kernel;/* registered at all */
+  uint8_t busy;     /* 1 << AioDir: its handler is on the C stack */
+  uint8_t masked;   /* 1 << AioDir: left out of `kernel` until its handler has returned */
+} AioFdEntry;
+
+/* A backend. It reports what it finds through aio__fd_found and the notifier through ctx->notifier_fired. */
+typedef struct AioFdMon {
+  const char *name;
+  bool blind;                                /* does not report fds that were closed while registered */
+  int (*init)(AioContext *ctx);
+  void (*fini)(AioContext *ctx);
+  /* Brings the kernel's idea of fd to `events` (0: none). `verify`: the number may have been reused since. */
+  int (*update)(AioContext *ctx, int fd, unsigned events, bool verify);
+  int (*wait)(AioContext *ctx, int64_t timeout_ns); /* number of fds found, or -errno */
+} AioFdMon;
+
+extern const AioFdMon aio__fdmon_poll, aio__fdmon_epoll;
+
+typedef struct AioHeapNode {
+  int64_t deadline;
+  AioTimer *timer;
+} AioHeapNode;
+
+typedef struct AioHeap {
+  AioHeapNode *v;
+  uint32_t n, cap;
+  bool running;     /* a run is on the C stack: what is armed now waits for the next one */
+  int64_t run_now;
+} AioHeap;
+
+typedef struct AioSource AioSource;
+
+struct AioContext {
+  atomic_uint refs;              /* any */
+  atomic_bool closed;            /* written by home */
+  _Atomic(uintptr_t) home;       /* any reads; the id of the home thread, 0: none */
+  pthread_mutex_t lock;          /* any */
+
+  /* notify.c */
+  atomic_uint notify_me;         /* written by home: 2 per sleeper, bit 0 for the GSource; read by any */
+  atomic_bool notified;          /* any sets, home clears */
+  AioNotifier notifier;
+  bool notifier_fired;           /* home: the backend saw it */
+  bool exported;                 /* home: another loop waits on our fd */
+
+  /* bh.c */
+  _Atomic(AioBH *) incoming;     /* any pushes, home takes all */
+  AioLink ready, idle;           /* home */
+  uint32_t bh_seq;               /* home */
+  int64_t idle_from;             /* home: no idle BH runs before, monotonic ns */
+
+  /* co.c */
+  AioLink woken;                 /* home: to be entered by the enter loop */
+  AioLink *wake_at;              /* home: where the running coroutine's wake-ups go */
+  AioCo *running;                /* home */
+
+  /* timer.c, clock.c */
+  AioHeap heap[AIO_CLOCKS];      /* home */
+  uint64_t timer_seq;
+  AioVClock *vclock;
+  AioLink vclock_link;           /* in the clock's list of contexts */
+
+  /* fd.c and the backends */
+  const AioFdMon *mon;
+  AioFdEntry *fds;               /* by fd number */
+  uint32_t nfds;
+  AioLink fd_ready, testers;     /* watches */
+  AioLink *next_tester;          /* while the tests are asked: where to go on */
+  AioWatch *tested;
+  uint32_t fd_seq, nwatches;
+  unsigned skipped;              /* turns since the kernel was asked */
+  bool sweep_due;                /* callbacks ran since closed fds were looked for */
+  unsigned since_sweep;
+  int epfd;
+  bool rebuild;                  /* epoll: a registration has outlived its fd */
+  void *pollfds;                 /* poll, sweep: struct pollfd[] */
+  uint32_t pollfds_cap;
+
+  /* polling.c */
+  _Atomic(int64_t) poll_max, poll_grow, poll_shrink; /* any */
+  _Atomic(int64_t) poll_ns;      /* home writes */
+
+  AioSource *source;             /* source.c */
+  AioAroundFn *around;           /* home */
+  void *around_opaque;
+
+  unsigned depth;                /* home: polls on the C stack */
+  AioStats stats;
+};
+
+static inline uintptr_t aio__self(void) { return (uintptr_t)pthread_self(); }
+static inline bool aio__is_home(AioContext *ctx) {
+  return atomic_load_explicit(&ctx->home, memory_order_relaxed) == aio__self();
+}
+
+/* notify.c */
+void aio__announce(AioContext *ctx, unsigned n);
+void aio__withdraw(AioContext *ctx, unsigned n);
+bool aio__accept(AioContext *ctx);  /* true if somebody had notified */
+void aio__published(AioContext *ctx); /* after work was made visible: wakes the sleeper if there is one [any] */
+void aio__kick(AioContext *ctx);    /* home changed what an outer loop waits for */
+
+/* bh.c */
+bool aio__bhs_pending(AioContext *ctx);     /* a non-idle one */
+int64_t aio__bhs_timeout(AioContext *ctx);
+bool aio__bhs_run(AioContext *ctx);         /* true: progress */
+void aio__bhs_drop(AioContext *ctx);
+
+/* co.c */
+void aio__co_run(AioContext *ctx, AioCo *co); /* enters co, then all it woke */
+bool aio__woken_run(AioContext *ctx);
+void aio__co_drop(AioContext *ctx);
+
+/* timer.c */
+int64_t aio__timers_timeout(AioContext *ctx, bool with_virtual);
+bool aio__timers_run(AioContext *ctx);
+void aio__timers_drop(AioContext *ctx);
+int64_t aio__timers_first(const AioContext *ctx, AioClock clock); /* deadline, or AIO_FOREVER */
+uint64_t aio__timers_count(const AioContext *ctx);
+
+/* clock.c */
+void aio__vclock_join(AioVClock *vc, AioContext *ctx);
+void aio__vclock_leave(AioContext *ctx);
+bool aio__vclock_jump(AioContext *ctx);      /* autojump: true if the clock has moved */
+int64_t aio__vclock_timeout(const AioVClock *vc, int64_t deadline);
+
+/* fd.c */
+bool aio__fd_found(AioContext *ctx, int fd, unsigned revents); /* false: nobody is interested */
+int aio__fds_wait(AioContext *ctx, int64_t timeout_ns);        /* asks the backend, forgives EINTR */
+void aio__fds_sweep(AioContext *ctx);                          /* finds fds closed behind our back */
+bool aio__fds_run(AioContext *ctx);
+void aio__fds_drop(AioContext *ctx);
+bool aio__fds_test(AioContext *ctx);                           /* busy polling: ask the tests */
+int aio__pollfds_fill(AioContext *ctx, bool with_notifier);    /* count, or -ENOMEM */
+
+/* polling.c */
+bool aio__spin(AioContext *ctx, int64_t timeout_ns);           /* true: found something */
+void aio__polling_learn(AioContext *ctx, int64_t block_ns);
+
+/* context.c */
+int64_t aio__plan(AioContext *ctx);      /* ns until the next deadline */
+bool aio__dispatch(AioContext *ctx);
+void aio__around(AioContext *ctx, AioFn *turn); /* turn(ctx), in the user's world */
+bool aio__work_seen(AioContext *ctx);    /* memory alone: is there a reason not to sleep? */
+
+/* source.c */
+void aio__source_drop(AioContext *ctx);
+
+/* trace.c */
+typedef struct AioTracer {
+  _Atomic(AioTraceFn *) fn;
+  void *opaque;
+} AioTracer;
+extern AioTracer aio__tracer;
+
+static inline void aio__trace(AioTracePoint point, const void *object, int64_t value) {
+  AioTraceFn *fn = atomic_load_explicit(&aio__tracer.fn, memory_order_relaxed);
+  if (__builtin_expect(fn != NULL, 0)) fn(point, object, value, aio__tracer.opaque);
+}
+
+static inline int64_t aio__earlier(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#endif
