@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: MIT
+ * What the binding's files share: the runtime of a lua_State, the Lua side of a context, calls up, waits, arguments.
+ *
+ * Threads  everything here belongs to the thread that runs the lua_State.
+ * Owner    an LContext is counted by its userdata and by every handle made on it; the core context goes with the last.
+ * Keep     what is active is held in the context's anchor table, at the slot its C struct knows; nothing is keyed by address.
+ *          Whatever can raise comes before C structures are linked. */
+#ifndef LBIND_H
+#define LBIND_H
+
+#include <lauxlib.h>
+#include <lua.h>
+
+#include "aio.h"
+
+#if LUA_VERSION_NUM < 504
+#error "aioloop needs Lua 5.4"
+#endif
+
+typedef enum LKind { L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_KINDS } LKind;
+
+typedef struct LContext LContext;
+typedef struct LTask LTask;
+
+/* One for each lua_State, first upvalue of every function. */
+typedef struct LRuntime {
+  const void *meta[L_KINDS]; /* addresses of the metatables, which the registry keeps alive */
+  int anchors;               /* registry: weak table, LContext id -> anchor table */
+  int threads;               /* registry: ephemeron table, adopted thread -> task userdata */
+  int def;                   /* registry: the default context, or LUA_NOREF */
+  lua_Integer last_id;
+  LContext *current;         /* whose turn is running, innermost */
+  lua_State *main;
+  lua_State *base;           /* the state in which callbacks run at this nesting level; NULL: no turn is running */
+  LTask *task;               /* the loop coroutine that runs at this nesting level */
+  lua_State *lent;           /* runs the turns that the core takes by itself (vclock:advance); NULL: none is lent */
+  LContext *erred;           /* collected an error in such a turn */
+  AioVClock *vclock;
+} LRuntime;
+
+/* A place in the anchor table: its owner, or the next free place. */
+typedef union LSlot {
+  LTask *task; /* NULL for other owners */
+  intptr_t next_free;
+} LSlot;
+
+struct LContext {
+  AioContext *core;   /* NULL: closed, and no turn on the C stack */
+  LRuntime *rt;
+  lua_State *L;       /* runs the callbacks of the innermost turn; NULL: none is running */
+  int base;           /* L's stack: anchor table at base, message handler at base + 1 */
+  lua_Integer id;
+  uint32_t refs;
+  unsigned depth;     /* turns of this context on the C stack */
+  unsigned runs;      /* ctx:run on the C stack */
+  uint64_t live;      /* referenced things; keeps run going */
+  unsigned errors;    /* collected in the side table and not raised yet */
+  bool closed, stopping, memory_lost;
+  LTask *failed;      /* ended with an error in this turn, to be reported at its end (lco.c) */
+  AioClock clock;     /* of sleeps, timeouts and timers that name none */
+  LSlot *slots;       /* [0] is unused */
+  uint32_t nslots, free_slot;
+  struct LOneshot *spare, *oneshots; /* lbh.c: waiting to be used again; all there are */
+  int glib;           /* registry: {thread, context userdata} while it has a GSource, else LUA_NOREF */
+  lua_State *glib_L;  /* that thread */
+};
+
+typedef struct LContextBox { LContext *c; } LContextBox; /* the userdata; user value 1 is the anchor table */
+
+/* Keys of the side table, which is anchor[0]. */
+enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NAMES, SIDE_HANDLES, SIDE_SCHEDULED_AT };
+
+/* ---- lmod.c: arguments and objects ---- */
+
+#define UNUSED(x) ((void)(x))
+
+static inline LRuntime *aioL_runtime(lua_State *L) { return lua_touserdata(L, lua_upvalueindex(1)); }
+
+void *aioL_test(lua_State *L, int idx, LKind kind);              /* [-0, +0, -] NULL: something else */
+void *aioL_check(lua_State *L, int idx, LKind kind);             /* [-0, +0, v] */
+void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const char *name, const luaL_Reg *methods); /* [-0, +0, m] */
+void aioL_set_class(lua_State *L, LRuntime *rt, LKind kind);     /* [-0, +0, -] of the userdata on top */
+int aioL_fail(lua_State *L, int rc);                             /* [-0, +3, m] nil, message, errno; rc is -errno */
+int64_t aioL_check_ns(lua_State *L, int idx);                    /* [-0, +0, v] seconds -> ns, rounded up; AIO_FOREVER */
+int64_t aioL_opt_ns(lua_State *L, int idx);                      /* the same; absent: AIO_FOREVER */
+int64_t aioL_after(int64_t now, int64_t ns);                     /* saturating sum */
+void aioL_push_seconds(lua_State *L, int64_t ns);                /* [-0, +1, -] */
+int aioL_check_fd(lua_State *L, int idx);                        /* [-0, +0, e] integer, file, or object with a method */
+const char *aioL_check_clock(lua_State *L, int idx, AioClock *clock);
+void *aioL_alloc(lua_State *L, void *p, size_t old, size_t size); /* through the state's allocator; NULL: no memory */
+void aioL_pack(lua_State *L, int first);                         /* [-n, +1, m] function and arguments from `first` up */
+int aioL_unpack(lua_State *L);                                   /* [-1, +n, m] what pack made; returns the argument count */
+
+/* ---- lcontext.c ---- */
+
+LContext *aioL_context(lua_State *L, int idx);     /* [-0, +0, v] an open context */
+LContext *aioL_current(lua_State *L);              /* [-0, +0, m] the one being polled, else the default one */
+LContext *aioL_context_ref(LContext *c);
+void aioL_context_unref(lua_State *L, LContext *c);
+bool aioL_push_anchor(lua_State *L, LContext *c);  /* [-0, +1, -] false (and nothing pushed): c is being collected */
+void aioL_push_side(lua_State *L, LContext *c);    /* [-0, +1, -] */
+uint32_t aioL_anchor(lua_State *L, LContext *c, int idx, LTask *task); /* [-0, +0, m] returns the slot */
+void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot);         /* [-0, +0, -] sets *slot to 0 */
+static inline bool aioL_open(const LContext *c) { return !c->closed; }
+void aioL_check_open(lua_State *L, const LContext *c); /* [-0, +0, v] */
+
+/* ---- lcall.c: the one way up ---- */
+
+typedef struct LFrame {
+  LContext *c, *current;
+  lua_State *L, *base_L;
+  LTask *task;
+  int base;
+} LFrame;
+
+bool aioL_enter(lua_State *L, LContext *c, LFrame *f);  /* [-0, +2, -] before anything that may call up; false: no stack */
+void aioL_leave(lua_State *L, LFrame *f);               /* [-0, +0, -] */
+void aioL_call(LContext *c, int nargs, const char *where); /* c->L: [-(nargs+1), +0, -] */
+/* c->L: [-1, +0, -] the error on top goes to where errors go. `where` lives for ever; a task is named itself. */
+void aioL_report(LContext *c, const char *where, LTask *task);
+void aioL_raise(lua_State *L, LContext *c);             /* [-0, +0, e] outermost: raises the first collected error */
+void aioL_warn_errors(LContext *c);                     /* under GLib, with nobody to raise to */
+void aioL_around(AioFn *turn, void *turn_opaque, void *c); /* AioAroundFn of every context */
+bool aioL_turn(lua_State *L, LContext *c, int64_t limit_ns); /* [-0, +0, -] one poll, entered and left */
+
+/* ---- lwait.c: the one way to wait ---- */
+
+typedef struct LTicket LTicket;
+
+typedef struct LWaitOps {
+  const char *name;                           /* of the operation, for reports */
+  void (*leave)(LTicket *tk);                 /* takes it out of its queue, once, whoever wins; NULL: none */
+  int (*results)(lua_State *L, LTicket *tk);  /* [-0, +n, m] of a completed operation; NULL: true */
+} LWaitOps;
+
+typedef enum LOutcome { L_PENDING, L_DONE, L_TIMEOUT, L_CLOSED, L_FAILED } LOutcome;
+
+struct LTicket {
+  LContext *c;
+  LTask *task;          /* NULL: waits by polling */
+  const LWaitOps *ops;  /* NULL: nobody waits */
+  void *op;             /* the operation's own */
+  int err;              /* L_FAILED: -errno */
+  uint8_t outcome;
+  AioTimer timer;       /* timeout, or the sleep itself */
+};
+
+/* Opens a ticket for the caller, which must then set up its operation and call aioL_wait. Raises where waiting is
+ * impossible. Pushes one value, which keeps the ticket alive. */
+LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops);  /* [-0, +1, e] */
+void aioL_ticket_drop(LTicket *tk);                                    /* the set-up failed */
+/* Waits at most timeout_ns; `return aioL_wait(...)` from a C function, whose results it makes. */
+int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns);          /* [-0, +n, e] */
+/* The first to take an open ticket decides its outcome and wakes the waiter; false: it was gone. */
+bool aioL_take(LTicket *tk, LOutcome outcome, int err);
+bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err); /* the same without waking */
+LTask *aioL_waiter(lua_State *L, LContext *c); /* [-0, +0, e] the task to suspend; NULL: wait by polling; raises: neither */
+
+/* ---- lco.c ---- */
+
+typedef enum LState { L_SCHEDULED, L_RUNNING, L_WAITING, L_ENDED, L_BROKEN, L_CANCELLED } LState;
+
+struct LTask {
+  LContext *c;
+  AioCo co;
+  LTicket ticket;
+  lua_State *L;
+  struct LJoin *joiners;
+  LTask *next_failed; /* in c->failed */
+  uint32_t slot;      /* anchors the thread */
+  uint32_t refs;      /* handles, and one while it has not ended */
+  int nargs;          /* values on L's stack for the next resume */
+  uint8_t state;
+  bool unref, keep, adopted, joined;
+};
+
+typedef struct LTaskBox { LTask *t; } LTaskBox; /* the userdata; user value 1 is the thread */
+
+LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who); /* [-n, +1, m] fn, args from `first` -> task */
+void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters or schedules it */
+static inline bool aioL_task_ended(const LTask *t) { return t->state >= L_ENDED; }
+void aioL_task_label(lua_State *L, LTask *t);        /* [-0, +1, m] "task 'name'" */
+int aioL_task_push_error(lua_State *L, LTask *t);    /* [-0, +1, -] of a failed one, with its traceback if it is a string */
+int aioL_task_results(lua_State *L, LTask *t, bool raise); /* [-0, +n, e] true, ... | false, err; or raises err */
+void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
+void aioL_report_unjoined(LContext *c);              /* at the end of a turn */
+void aioL_deadlock(lua_State *L, LContext *c);       /* [-0, +0, e] */
+
+/* ---- what each file adds to the module: [-0, +0, m], the module's functions table at `module` ---- */
+
+void aioL_open_context(lua_State *L, LRuntime *rt, int module);
+void aioL_open_bh(lua_State *L, LRuntime *rt, int module);
+void aioL_open_timer(lua_State *L, LRuntime *rt, int module);
+void aioL_open_watch(lua_State *L, LRuntime *rt, int module);
+void aioL_open_co(lua_State *L, LRuntime *rt, int module);
+void aioL_open_source(lua_State *L, LRuntime *rt, int module);
+void aioL_open_wait(lua_State *L, LRuntime *rt, int module);
+/* Adds functions that know the runtime to the table on top of the stack. */
+void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions);
+
+/* Methods of a context that live with their noun. */
+int aioL_ctx_schedule(lua_State *L);
+int aioL_ctx_bh(lua_State *L);
+int aioL_ctx_timer(lua_State *L);
+int aioL_ctx_watch(lua_State *L);
+int aioL_ctx_spawn(lua_State *L);
+int aioL_ctx_co_schedule(lua_State *L);
+int aioL_ctx_attach(lua_State *L);
+int aioL_ctx_detach(lua_State *L);
+int aioL_ctx_source(lua_State *L);
+void aioL_oneshots_drop(lua_State *L, LContext *c);
+void aioL_glib_drop(lua_State *L, LContext *c);
+
+static inline void aioL_live(LContext *c, bool counted, int delta) {
+  if (counted) c->live += (uint64_t)(int64_t)delta;
+}
+
+#endif

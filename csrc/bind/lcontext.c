@@ -1,0 +1,567 @@
+/* SPDX-License-Identifier: MIT
+ * Contexts as Lua sees them: making, polling, running, closing, and the table that holds what is active.
+ *
+ * Way      ctx:poll -> aioL_turn -> aio_poll -> callbacks; then the first collected error is raised
+ * Owner    the userdata and each handle count the LContext; the anchor table is the userdata's user value, so a context
+ *          that nobody can reach goes together with all that is active on it.
+ * Keep     anchor[0] is the side table, anchor[slot] an active object, false in a free place (so the array stays one). */
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "lbind.h"
+
+/* ---- LContext ---- */
+
+LContext *aioL_context_ref(LContext *c) {
+  c->refs++;
+  return c;
+}
+
+void aioL_context_unref(lua_State *L, LContext *c) {
+  if (--c->refs) return;
+  if (c->rt->erred == c) c->rt->erred = NULL;
+  aioL_alloc(L, c->slots, c->nslots * sizeof *c->slots, 0);
+  aioL_alloc(L, c, sizeof *c, 0);
+}
+
+bool aioL_push_anchor(lua_State *L, LContext *c) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->anchors);
+  if (lua_rawgeti(L, -1, c->id) != LUA_TTABLE) {
+    lua_pop(L, 2);
+    return false;
+  }
+  lua_remove(L, -2);
+  return true;
+}
+
+void aioL_push_side(lua_State *L, LContext *c) {
+  if (!aioL_push_anchor(L, c)) {
+    lua_newtable(L);
+    return;
+  }
+  lua_rawgeti(L, -1, 0);
+  lua_remove(L, -2);
+}
+
+void aioL_check_open(lua_State *L, const LContext *c) {
+  if (c->closed) luaL_error(L, "attempt to use a closed context");
+}
+
+static void grow_slots(lua_State *L, LContext *c) {
+  uint32_t n = c->nslots ? c->nslots * 2 : 16;
+  LSlot *bigger = aioL_alloc(L, c->slots, c->nslots * sizeof *bigger, n * sizeof *bigger);
+  if (!bigger) luaL_error(L, "not enough memory");
+  for (uint32_t i = n; i-- > (c->nslots ? c->nslots : 1);) {
+    bigger[i].next_free = c->free_slot;
+    c->free_slot = i;
+  }
+  c->slots = bigger;
+  c->nslots = n;
+}
+
+uint32_t aioL_anchor(lua_State *L, LContext *c, int idx, LTask *task) {
+  idx = lua_absindex(L, idx);
+  if (!aioL_push_anchor(L, c)) luaL_error(L, "attempt to use a closed context");
+  if (!c->free_slot) grow_slots(L, c);
+  uint32_t slot = c->free_slot;
+  lua_pushvalue(L, idx);
+  lua_rawseti(L, -2, slot);
+  c->free_slot = (uint32_t)c->slots[slot].next_free;
+  c->slots[slot].task = task;
+  lua_pop(L, 1);
+  return slot;
+}
+
+void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot) {
+  if (!*slot) return;
+  if (aioL_push_anchor(L, c)) {
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, -2, *slot);
+    lua_pop(L, 1);
+  }
+  c->slots[*slot].next_free = c->free_slot;
+  c->free_slot = *slot;
+  *slot = 0;
+}
+
+LContext *aioL_context(lua_State *L, int idx) {
+  LContext *c = ((LContextBox *)aioL_check(L, idx, L_CONTEXT))->c;
+  if (!c || c->closed) luaL_error(L, "attempt to use a closed context");
+  return c;
+}
+
+/* stack on return: context userdata on top. rc < 0: nothing pushed */
+static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioClock clock) {
+  LContextBox *box = lua_newuserdatauv(L, sizeof *box, 1);
+  box->c = NULL;
+  aioL_set_class(L, rt, L_CONTEXT);
+  lua_createtable(L, 4, 1); /* anchor */
+  lua_createtable(L, 8, 0); /* side */
+  lua_newtable(L);
+  lua_rawseti(L, -2, SIDE_ERRORS);
+  lua_newtable(L);
+  lua_rawseti(L, -2, SIDE_LAST_ERRORS);
+  lua_rawseti(L, -2, 0);
+  lua_pushvalue(L, -1);
+  lua_setiuservalue(L, -3, 1);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
+  lua_insert(L, -2);
+  lua_rawseti(L, -2, ++rt->last_id);
+  lua_pushvalue(L, -2);
+  lua_rawseti(L, -2, -rt->last_id); /* see push_box */
+  lua_pop(L, 1);
+  LContext *c = aioL_alloc(L, NULL, 0, sizeof *c);
+  if (!c) return luaL_error(L, "not enough memory");
+  *c = (LContext){.rt = rt, .id = rt->last_id, .refs = 1, .clock = clock, .glib = LUA_NOREF};
+  int rc = aio_context_new(&c->core, opts);
+  if (rc < 0) {
+    aioL_alloc(L, c, sizeof *c, 0);
+    lua_pop(L, 1);
+    return rc;
+  }
+  aio_context_set_home(c->core);
+  aio_context_set_around(c->core, aioL_around, c);
+  box->c = c;
+  return 0;
+}
+
+static LContext *default_context(lua_State *L, LRuntime *rt) { /* [-0, +1, m] */
+  if (rt->def != LUA_NOREF) {
+    lua_rawgeti(L, LUA_REGISTRYINDEX, rt->def);
+    LContext *c = ((LContextBox *)lua_touserdata(L, -1))->c;
+    if (c && !c->closed) return c;
+    luaL_unref(L, LUA_REGISTRYINDEX, rt->def); /* the script closed it: the next one is new */
+    rt->def = LUA_NOREF;
+    lua_pop(L, 1);
+  }
+  AioOptions opts = {.vclock = rt->vclock};
+  int rc = new_context(L, rt, &opts, AIO_CLOCK_MONOTONIC);
+  if (rc < 0) {
+    aioL_fail(L, rc);
+    luaL_error(L, "cannot make the default context: %s", lua_tostring(L, -2));
+  }
+  lua_pushvalue(L, -1);
+  rt->def = luaL_ref(L, LUA_REGISTRYINDEX);
+  return ((LContextBox *)lua_touserdata(L, -1))->c;
+}
+
+LContext *aioL_current(lua_State *L) {
+  LRuntime *rt = aioL_runtime(L);
+  if (rt->current && !rt->current->closed) return rt->current;
+  LContext *c = default_context(L, rt);
+  lua_pop(L, 1);
+  return c;
+}
+
+/* ---- closing ---- */
+
+static void close_context(lua_State *L, LContext *c) {
+  if (c->closed) return;
+  c->closed = true;
+  aioL_tasks_drop(L, c);
+  aio_context_close(c->core);
+  aioL_oneshots_drop(L, c);
+  aioL_glib_drop(L, c);
+  c->live = 0;
+  if (!c->depth) {
+    aio_context_unref(c->core);
+    c->core = NULL;
+  }
+}
+
+static void clear_anchors(lua_State *L, LContext *c) {
+  if (!aioL_push_anchor(L, c)) return;
+  for (uint32_t i = 1; i < c->nslots; i++) {
+    lua_pushboolean(L, 0);
+    if (lua_rawgeti(L, -2, i) == LUA_TNIL) /* never used: not worth growing the table for */
+      lua_pop(L, 2);
+    else
+      lua_pop(L, 1), lua_rawseti(L, -2, i);
+  }
+  lua_pop(L, 1);
+}
+
+/*** Closes the context: whatever is pending on it is dropped without being called. Also `<close>`; twice is fine.
+@function context:close */
+static int ctx_close(lua_State *L) {
+  LContext *c = ((LContextBox *)aioL_check(L, 1, L_CONTEXT))->c;
+  if (!c) return 0;
+  close_context(L, c);
+  clear_anchors(L, c);
+  return 0;
+}
+
+static int ctx_gc(lua_State *L) {
+  LContextBox *box = aioL_check(L, 1, L_CONTEXT);
+  LContext *c = box->c;
+  if (!c) return 0;
+  close_context(L, c);
+  if (c->depth) return 0; /* lua_close from inside a turn: its frames are still looking at it */
+  box->c = NULL;
+  aioL_context_unref(L, c);
+  return 0;
+}
+
+/* ---- making ---- */
+
+static int64_t ns_field(lua_State *L, const char *name) { /* [-0, +0, e] */
+  int64_t value = 0;
+  if (lua_getfield(L, 1, name) != LUA_TNIL) {
+    lua_Number n = lua_tonumber(L, -1);
+    if (lua_type(L, -1) != LUA_TNUMBER || !(n >= 0 && n < 9e18)) luaL_error(L, "%s must be a number of at least 0", name);
+    value = (int64_t)n;
+  }
+  lua_pop(L, 1);
+  return value;
+}
+
+static const char *string_field(lua_State *L, const char *name) { /* [-0, +1, e] the string stays on the stack */
+  int type = lua_getfield(L, 1, name);
+  if (type != LUA_TNIL && type != LUA_TSTRING) luaL_error(L, "%s must be a string", name);
+  return lua_tostring(L, -1);
+}
+
+/*** Makes a context.
+@function context
+@tparam[opt] table options name, backend ("auto", "epoll", "poll"), poll_max_ns, poll_grow, poll_shrink,
+  clock ("monotonic" or "virtual": what its sleeps, timeouts and timers run on unless they name another)
+@treturn context or nil, message, errno */
+static int mod_context(lua_State *L) {
+  LRuntime *rt = aioL_runtime(L);
+  AioOptions opts = {.vclock = rt->vclock};
+  AioClock clock = AIO_CLOCK_MONOTONIC;
+  if (lua_isnoneornil(L, 1)) {
+    lua_settop(L, 0);
+    lua_newtable(L);
+  }
+  luaL_checktype(L, 1, LUA_TTABLE);
+  lua_settop(L, 1);
+  opts.poll_max_ns = ns_field(L, "poll_max_ns");
+  opts.poll_grow = ns_field(L, "poll_grow");
+  opts.poll_shrink = ns_field(L, "poll_shrink");
+  const char *name = string_field(L, "name");
+  opts.backend = string_field(L, "backend");
+  static const char *const backends[] = {"auto", "epoll", "poll", "io_uring"};
+  bool known = !opts.backend;
+  for (size_t i = 0; opts.backend && i < sizeof backends / sizeof *backends; i++) known |= !strcmp(opts.backend, backends[i]);
+  if (!known) luaL_error(L, "unknown backend '%s' (auto, epoll, poll or io_uring)", opts.backend);
+  if (opts.backend && !strcmp(opts.backend, "io_uring")) return aioL_fail(L, -ENOSYS);
+  if (string_field(L, "clock")) aioL_check_clock(L, -1, &clock);
+  int rc = new_context(L, rt, &opts, clock);
+  if (rc < 0) return aioL_fail(L, rc);
+  if (name) {
+    aioL_push_side(L, ((LContextBox *)lua_touserdata(L, -1))->c);
+    lua_pushstring(L, name);
+    lua_rawseti(L, -2, SIDE_NAME);
+    lua_pop(L, 1);
+  }
+  return 1;
+}
+
+/*** The default context of this Lua state, made at first use.
+@function default
+@treturn context */
+static int mod_default(lua_State *L) {
+  default_context(L, aioL_runtime(L));
+  return 1;
+}
+
+static void push_box(lua_State *L, LContext *c);
+
+/*** The context that is being polled, else the default one.
+@function current
+@treturn context */
+static int mod_current(lua_State *L) {
+  LRuntime *rt = aioL_runtime(L);
+  if (rt->current && !rt->current->closed)
+    push_box(L, rt->current);
+  else
+    default_context(L, rt);
+  return 1;
+}
+
+/* The userdata of a context: its side table knows it weakly. */
+static void push_box(lua_State *L, LContext *c) { /* [-0, +1, m] */
+  lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->anchors);
+  lua_rawgeti(L, -1, -c->id);
+  lua_remove(L, -2);
+}
+
+/* ---- polling ---- */
+
+static int64_t poll_limit(lua_State *L, int idx) {
+  if (lua_isnoneornil(L, idx)) return AIO_FOREVER;
+  if (lua_isboolean(L, idx)) return lua_toboolean(L, idx) ? AIO_FOREVER : 0;
+  int64_t ns = aioL_check_ns(L, idx);
+  return ns < 0 ? 0 : ns;
+}
+
+/*** One turn of the loop. May be called from any callback and inside a task (which it does not suspend).
+@function context:poll
+@tparam[opt=true] boolean|number wait true: until there is progress or a notification; false: not at all; a number: seconds at most
+@treturn boolean whether a callback other than an idle one ran
+@raise the first error of a callback, if this is the outermost poll and no on_error handler is set */
+static int ctx_poll(lua_State *L) {
+  LContext *c = aioL_context(L, 1);
+  int64_t limit = poll_limit(L, 2);
+  lua_settop(L, 1);
+  luaL_checkstack(L, 20, "too many nested polls");
+  bool progress = aioL_turn(L, c, limit);
+  aioL_raise(L, c);
+  lua_pushboolean(L, progress);
+  return 1;
+}
+
+static bool finished(const LContext *c, const LTask *main) {
+  if (c->closed || c->stopping) return true;
+  if (main && !aioL_task_ended(main)) return false;
+  if (main && (c->runs > 1 || main->state == L_BROKEN)) return true;
+  return !c->live;
+}
+
+/* stack: context, task or nil */
+static int run_protected(lua_State *L) {
+  LContext *c = ((LContextBox *)lua_touserdata(L, 1))->c;
+  const LTask *main = lua_isnil(L, 2) ? NULL : ((LTaskBox *)lua_touserdata(L, 2))->t;
+  while (!finished(c, main)) {
+    if (!aio_context_can_wake(c->core) && !aio_source_attached(c->core)) aioL_deadlock(L, c);
+    aioL_turn(L, c, AIO_FOREVER);
+    aioL_raise(L, c);
+  }
+  return 0;
+}
+
+/*** Runs the loop until nothing referenced is left, or `ctx:stop`.
+@function context:run
+@tparam[opt] function fn run as a task; inside a running `run`, the call returns when it has ended
+@param ... its arguments
+@return the results of fn
+@raise the error of fn; the first error of a callback or of a task that nobody joined; deadlock */
+static int ctx_run(lua_State *L) {
+  LContext *c = aioL_context(L, 1);
+  if (lua_isnoneornil(L, 2)) {
+    if (c->runs) return luaL_error(L, "run is running already: ctx:run(fn) waits for fn alone, ctx:poll takes one turn");
+    lua_settop(L, 1);
+    lua_pushnil(L);
+  } else {
+    LTask *t = aioL_spawn(L, c, 2, "aio.run");
+    t->keep = t->joined = true; /* its error is raised here */
+  }
+  luaL_checkstack(L, 20, "too many nested runs");
+  aioL_context_ref(c);
+  c->runs++;
+  lua_pushcfunction(L, run_protected);
+  lua_pushvalue(L, 1);
+  lua_pushvalue(L, 2);
+  int status = lua_pcall(L, 2, 0, 0);
+  if (--c->runs == 0 || c->stopping) c->stopping = false;
+  aioL_context_unref(L, c);
+  if (status != LUA_OK) return lua_error(L);
+  if (lua_isnil(L, 2)) return 0;
+  LTask *t = ((LTaskBox *)lua_touserdata(L, 2))->t;
+  if (!aioL_task_ended(t)) return 0; /* stopped */
+  if (t->state == L_BROKEN) return aioL_task_push_error(L, t), lua_error(L);
+  return aioL_task_results(L, t, true) - 1;
+}
+
+/*** Makes the innermost `run` return when this turn ends.
+@function context:stop */
+static int ctx_stop(lua_State *L) {
+  LContext *c = aioL_context(L, 1);
+  if (c->runs) c->stopping = true;
+  aio_notify(c->core); /* a turn under another driver looks up */
+  return 0;
+}
+
+/*** Makes a sleeping poll, or the next one, return and look at everything again.
+@function context:notify */
+static int ctx_notify(lua_State *L) {
+  aio_notify(aioL_context(L, 1)->core);
+  return 0;
+}
+
+/*** Takes the context's recursive lock, for C threads that share it.
+@function context:acquire */
+static int ctx_acquire(lua_State *L) {
+  aio_context_acquire(aioL_context(L, 1)->core);
+  return 0;
+}
+
+/*** Gives the lock back.
+@function context:release */
+static int ctx_release(lua_State *L) {
+  aio_context_release(aioL_context(L, 1)->core);
+  return 0;
+}
+
+/*** What the context has done, and has now.
+@function context:stats
+@treturn table backend, polls, wakeups, asks, bhs, timers, fds, entries (counts of callbacks and coroutine entries),
+  bhs_pending, timers_armed, watches, tasks, live, poll_ns, name, and errors: the list that was collected when the last one was raised */
+static int ctx_stats(lua_State *L) {
+  LContext *c = aioL_context(L, 1);
+  AioStats s;
+  aio_context_stats(c->core, &s);
+  const struct { const char *name; uint64_t value; } fields[] = {
+    {"polls", s.polls}, {"wakeups", s.wakeups}, {"asks", s.asks}, {"bhs", s.bhs}, {"timers", s.timers}, {"fds", s.fds},
+    {"entries", s.entries}, {"bhs_pending", s.bhs_pending}, {"timers_armed", s.timers_armed}, {"watches", s.watches},
+    {"live", c->live}, {"poll_ns", (uint64_t)s.poll_ns}};
+  lua_createtable(L, 0, 16);
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+    lua_pushinteger(L, (lua_Integer)fields[i].value);
+    lua_setfield(L, -2, fields[i].name);
+  }
+  lua_Integer tasks = 0;
+  aioL_push_anchor(L, c);
+  for (uint32_t i = 1; i < c->nslots; i++) {
+    tasks += lua_rawgeti(L, -1, i) == LUA_TTHREAD;
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+  lua_pushinteger(L, tasks);
+  lua_setfield(L, -2, "tasks");
+  lua_pushstring(L, aio_context_backend(c->core));
+  lua_setfield(L, -2, "backend");
+  aioL_push_side(L, c);
+  lua_rawgeti(L, -1, SIDE_NAME);
+  lua_setfield(L, -3, "name");
+  lua_newtable(L);
+  lua_rawgeti(L, -2, SIDE_LAST_ERRORS);
+  for (lua_Integer i = (lua_Integer)lua_rawlen(L, -1); i > 0; i--) {
+    lua_rawgeti(L, -1, i);
+    lua_getfield(L, -1, "error");
+    lua_rawseti(L, -4, i);
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+  lua_setfield(L, -3, "errors");
+  lua_pop(L, 1);
+  return 1;
+}
+
+/*** An fd that is readable when a turn would find work, for other loops.
+@function context:pollfd
+@treturn integer fd, or nil, message, errno (backend "poll" has none) */
+static int ctx_pollfd(lua_State *L) {
+  int fd = aio_context_pollfd(aioL_context(L, 1)->core);
+  if (fd < 0) return aioL_fail(L, fd);
+  lua_pushinteger(L, fd);
+  return 1;
+}
+
+/*** What to wait for on `pollfd`, as cqueues has it.
+@function context:events
+@treturn string "r" */
+static int ctx_events(lua_State *L) {
+  aioL_context(L, 1);
+  lua_pushliteral(L, "r");
+  return 1;
+}
+
+/*** How long another loop may sleep on `pollfd`.
+@function context:timeout
+@treturn number seconds, 0 when a turn would find work, nil for ever */
+static int ctx_timeout(lua_State *L) {
+  int64_t ns = aio_context_timeout(aioL_context(L, 1)->core);
+  if (ns == AIO_FOREVER) return luaL_pushfail(L), 1;
+  aioL_push_seconds(L, ns);
+  return 1;
+}
+
+/*** Adaptive busy polling: before sleeping, spin for a learned time. Off by default.
+@function context:set_polling
+@tparam table parameters max_ns (0: off), grow (factor, 0: 2), shrink (divisor, 0: to nothing) */
+static int ctx_set_polling(lua_State *L) {
+  LContext *c = aioL_context(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 2);
+  lua_remove(L, 1);
+  int64_t max = ns_field(L, "max_ns"), grow = ns_field(L, "grow"), shrink = ns_field(L, "shrink");
+  aio_set_polling(c->core, max, grow, shrink);
+  return 0;
+}
+
+/*** Sets who is told of errors in callbacks and unjoined tasks.
+@function context:on_error
+@tparam function|nil fn called with the error and where it came from; nil: the outermost poll or run raises the first */
+static int ctx_on_error(lua_State *L) {
+  LContext *c = aioL_context(L, 1);
+  luaL_argexpected(L, lua_isnoneornil(L, 2) || lua_isfunction(L, 2), 2, "function or nil");
+  lua_settop(L, 2);
+  aioL_push_side(L, c);
+  lua_insert(L, 2);
+  lua_rawseti(L, 2, SIDE_ON_ERROR);
+  return 0;
+}
+
+static int ctx_tostring(lua_State *L) {
+  const LContext *c = ((LContextBox *)aioL_check(L, 1, L_CONTEXT))->c;
+  const char *state = !c || c->closed ? "closed" : c->depth ? "polling" : "open";
+  lua_pushfstring(L, "aioloop.context (%s): %p", state, lua_topointer(L, 1));
+  return 1;
+}
+
+/* ---- module ---- */
+
+static int64_t now_ns(lua_State *L) {
+  const LRuntime *rt = aioL_runtime(L);
+  bool virtual = rt->current && rt->current->clock == AIO_CLOCK_VIRTUAL;
+  return virtual ? aio_vclock_now(rt->vclock) : aio_clock_now(AIO_CLOCK_MONOTONIC);
+}
+
+/*** The time on the current context's clock.
+@function now
+@treturn number seconds, monotonic (or virtual, inside a context made with clock="virtual") */
+static int mod_now(lua_State *L) {
+  aioL_push_seconds(L, now_ns(L));
+  return 1;
+}
+
+/*** The same in ns.
+@function now_ns
+@treturn integer */
+static int mod_now_ns(lua_State *L) {
+  lua_pushinteger(L, now_ns(L));
+  return 1;
+}
+
+/*** Wall clock time.
+@function time
+@treturn number seconds since 1970 */
+static int mod_time(lua_State *L) {
+  aioL_push_seconds(L, aio_clock_now(AIO_CLOCK_REALTIME));
+  return 1;
+}
+
+/*** What a value is.
+@function type
+@param x any value
+@treturn string "context", "bh", "timer", "watch", "task", "clock", or nil for anything else */
+static int mod_type(lua_State *L) {
+  static const char *const names[L_KINDS] = {"context", "bh", "timer", "watch", "task", "clock"};
+  luaL_checkany(L, 1);
+  for (int k = 0; k < L_KINDS; k++) {
+    if (!aioL_test(L, 1, (LKind)k)) continue;
+    lua_pushstring(L, names[k]);
+    return 1;
+  }
+  luaL_pushfail(L);
+  return 1;
+}
+
+void aioL_open_context(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg methods[] = {{"poll", ctx_poll}, {"run", ctx_run}, {"stop", ctx_stop}, {"notify", ctx_notify},
+    {"close", ctx_close}, {"acquire", ctx_acquire}, {"release", ctx_release}, {"stats", ctx_stats}, {"pollfd", ctx_pollfd},
+    {"events", ctx_events}, {"timeout", ctx_timeout}, {"set_polling", ctx_set_polling}, {"on_error", ctx_on_error},
+    {"schedule", aioL_ctx_schedule}, {"bh", aioL_ctx_bh}, {"timer", aioL_ctx_timer}, {"watch", aioL_ctx_watch},
+    {"spawn", aioL_ctx_spawn}, {"co_schedule", aioL_ctx_co_schedule}, {"attach", aioL_ctx_attach},
+    {"detach", aioL_ctx_detach}, {"source", aioL_ctx_source}, {"__gc", ctx_gc}, {"__close", ctx_close},
+    {"__tostring", ctx_tostring}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"context", mod_context}, {"default", mod_default}, {"current", mod_current},
+    {"now", mod_now}, {"now_ns", mod_now_ns}, {"time", mod_time}, {"type", mod_type}, {NULL, NULL}};
+  aioL_class(L, rt, L_CONTEXT, "aioloop.context", methods);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}

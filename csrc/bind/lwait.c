@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: MIT
+ * The one way to wait: tickets, for which completion, timeout and (one day) cancel compete, and the two ways to suspend.
+ *
+ * Way      operation: aioL_ticket -> set itself up -> aioL_wait (task: yield; elsewhere: poll until the ticket is taken)
+ *          completion: aioL_take -> leave the queue -> wake the waiter -> results
+ * Owner    a task's ticket is inside the task; any other is a userdata on the waiting C function's stack.
+ * Keep     who takes an open ticket decides; it has left its queue before the waiter runs again, so that a late
+ *          completion finds nothing to resume. */
+#include <errno.h>
+#include <string.h>
+
+#include "lbind.h"
+
+/* ---- who may wait ---- */
+
+/* The C function that stands between the coroutine's body and the wait. */
+static const char *culprit(lua_State *L) { /* [-0, +1, m] */
+  lua_Debug ar;
+  for (int level = 1; lua_getstack(L, level, &ar); level++) {
+    if (!lua_getinfo(L, "Sn", &ar) || *ar.what != 'C') continue;
+    if (ar.name && (!strcmp(ar.name, "pcall") || !strcmp(ar.name, "xpcall"))) continue; /* these can be suspended */
+    return lua_pushfstring(L, "C function '%s'", ar.name ? ar.name : "?");
+  }
+  return lua_pushstring(L, "a C function or metamethod");
+}
+
+LTask *aioL_waiter(lua_State *L, LContext *c) {
+  LRuntime *rt = c->rt;
+  LTask *t = rt->task;
+  if (t && t->L == L) {
+    if (lua_isyieldable(L)) return t;
+    luaL_error(L, "cannot wait inside %s, which cannot be suspended: do the waiting before or after it, or spawn a task", culprit(L));
+  }
+  if (rt->base ? rt->base == L : rt->main == L) return NULL;
+  luaL_error(L, "cannot wait inside a coroutine that the loop does not run: make it with aio.spawn, or use aio.wrap "
+                "in place of coroutine.wrap");
+  return NULL;
+}
+
+/* ---- tickets ---- */
+
+static void on_timeout(void *opaque) { aioL_take(opaque, L_TIMEOUT, 0); }
+
+LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
+  LTask *t = aioL_waiter(L, c);
+  LTicket *tk;
+  aioL_check_open(L, c);
+  if (t) {
+    tk = &t->ticket;
+    lua_pushnil(L);
+  } else {
+    tk = lua_newuserdatauv(L, sizeof *tk, 0);
+  }
+  tk->c = c;
+  tk->task = t;
+  tk->ops = ops;
+  tk->outcome = L_PENDING;
+  aio_timer_init(&tk->timer, c->core, c->clock, on_timeout, tk);
+  return tk;
+}
+
+void aioL_ticket_drop(LTicket *tk) {
+  if (!tk->c->closed) aio_timer_disarm(&tk->timer);
+  tk->ops = NULL;
+}
+
+bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err) {
+  if (!tk->ops || tk->outcome != L_PENDING) return false;
+  tk->outcome = (uint8_t)outcome;
+  tk->err = err;
+  if (tk->c->core) aio_timer_disarm(&tk->timer);
+  if (tk->ops->leave) tk->ops->leave(tk);
+  return true;
+}
+
+bool aioL_take(LTicket *tk, LOutcome outcome, int err) {
+  if (!aioL_take_quietly(tk, outcome, err)) return false;
+  if (tk->task) aioL_wake_task(tk->task, tk->ops->name); /* scheduled already: it will be entered anyway */
+  return true;
+}
+
+/* ---- waiting ---- */
+
+static int results(lua_State *L, LTicket *tk) {
+  const LWaitOps *ops = tk->ops;
+  tk->ops = NULL;
+  switch (tk->outcome) {
+    case L_DONE:
+      if (ops->results) return ops->results(L, tk);
+      return lua_pushboolean(L, 1), 1;
+    case L_TIMEOUT: return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2;
+    case L_CLOSED: return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2;
+    default: return aioL_fail(L, tk->err);
+  }
+}
+
+static int resumed(lua_State *L, int status, lua_KContext ctx) {
+  LTicket *tk = (LTicket *)ctx;
+  UNUSED(status);
+  if (tk->outcome == L_PENDING) return lua_yieldk(L, 0, ctx, resumed); /* somebody else's coroutine.resume: wait on */
+  return results(L, tk);
+}
+
+static void stuck(lua_State *L, LTicket *tk) {
+  LContext *c = tk->c;
+  const char *name = tk->ops->name;
+  aioL_take_quietly(tk, L_CLOSED, 0);
+  aioL_ticket_drop(tk);
+  luaL_error(L, "deadlock: %s waits and nothing is left that could end it%s", name, c->closed ? " (context closed)" : "");
+}
+
+/* The turns of a wait outside of tasks. */
+static int poll_until_taken(lua_State *L, LTicket *tk) {
+  LContext *c = tk->c;
+  while (tk->outcome == L_PENDING) {
+    if (c->closed)
+      aioL_take_quietly(tk, L_CLOSED, 0);
+    else if (!aio_context_can_wake(c->core))
+      stuck(L, tk);
+    else if (!lua_checkstack(L, 20))
+      stuck(L, tk);
+    else
+      aioL_turn(L, c, AIO_FOREVER);
+    if (c->errors && !c->depth) {
+      aioL_take_quietly(tk, L_CLOSED, 0);
+      aioL_ticket_drop(tk);
+      aioL_raise(L, c);
+    }
+  }
+  return results(L, tk);
+}
+
+int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns) {
+  if (timeout_ns != AIO_FOREVER && tk->outcome == L_PENDING) {
+    int rc = aio_timer_arm(&tk->timer, aioL_after(aio_timer_now(&tk->timer), timeout_ns));
+    if (rc < 0) {
+      aioL_take_quietly(tk, L_FAILED, rc);
+      aioL_ticket_drop(tk);
+      luaL_error(L, "not enough memory");
+    }
+  }
+  if (!tk->task) return poll_until_taken(L, tk);
+  if (tk->outcome != L_PENDING) return results(L, tk);
+  tk->task->state = L_WAITING;
+  return lua_yieldk(L, 0, (lua_KContext)tk, resumed);
+}
+
+/* ---- the waits that need nothing but a ticket ---- */
+
+static void sleep_over(void *opaque) { aioL_take(opaque, L_DONE, 0); }
+
+static const LWaitOps sleep_ops = {.name = "aio.sleep"};
+
+static int sleep_at(lua_State *L, LTicket *tk, int64_t deadline) {
+  tk->timer.fn = sleep_over;
+  if (aio_timer_arm(&tk->timer, deadline) < 0) {
+    aioL_ticket_drop(tk);
+    return luaL_error(L, "not enough memory");
+  }
+  return aioL_wait(L, tk, AIO_FOREVER);
+}
+
+/*** Suspends the caller for a while. Never returns early.
+@function sleep
+@number seconds how long; 0 or less lets one turn of the loop pass
+@treturn boolean true, or nil, "closed" */
+static int wait_sleep(lua_State *L) {
+  int64_t ns = aioL_check_ns(L, 1);
+  LTicket *tk = aioL_ticket(L, aioL_current(L), &sleep_ops);
+  return sleep_at(L, tk, aioL_after(aio_timer_now(&tk->timer), ns));
+}
+
+/*** Suspends the caller until a point in time.
+@function sleep_until
+@number t seconds on the clock of `aio.now`
+@treturn boolean true, or nil, "closed" */
+static int wait_sleep_until(lua_State *L) {
+  int64_t ns = aioL_check_ns(L, 1);
+  LTicket *tk = aioL_ticket(L, aioL_current(L), &sleep_ops);
+  return sleep_at(L, tk, ns);
+}
+
+void aioL_open_wait(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg functions[] = {{"sleep", wait_sleep}, {"sleep_until", wait_sleep_until}, {NULL, NULL}};
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}
