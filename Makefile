@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+# aioloop: build, try, test, install.
+#
+#   make            build the module              make test      set up, build, run every test
+#   make demo       set up, build, run the demo   make bench     measure
+#   make install    PREFIX=/usr/local DESTDIR=    make clean
+#   make check-c    the core's C tests alone      make check-lua the specs alone
+#   make asan, tsan, valgrind, lint               what .ci/run checks besides
+#
+# CC=clang, CFLAGS=…, WERROR=1, SAN=-fsanitize=… and BUILD=folder vary the build; each variant wants its own BUILD.
+
+BUILD   = build
+CFLAGS  = -O2 -g
+LIBFLAG = -shared
+LUA     = lua5.4
+PREFIX  = /usr/local
+LUA_DIR = $(PREFIX)/share/lua/5.4
+LIB_DIR = $(PREFIX)/lib/lua/5.4
+
+# Asked for when a recipe needs them, because pkg-config may not be there before `make deps`.
+lua_cflags  = $(if $(LUA_INCDIR),-I$(LUA_INCDIR),$(shell pkg-config --cflags lua5.4))
+glib_cflags = $(shell pkg-config --cflags glib-2.0)
+glib_libs   = $(shell pkg-config --libs glib-2.0)
+
+warnings = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes $(if $(WERROR),-Werror)
+compile  = $(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) -fPIC -fvisibility=hidden -pthread $(warnings) $(SAN) -MMD -MP -MT $@
+link     = -pthread $(SAN) -Wl,-z,nodelete -ldl
+
+core_objects := $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/core/*.c))
+bind_objects := $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/bind/*.c))
+c_tests      := $(patsubst spec/core/%.c,$(BUILD)/test/%,$(wildcard spec/core/test_*.c))
+lua_files    := $(wildcard lua/aioloop/*.lua)
+module       := $(BUILD)/aioloop/core.so
+
+# The tree's own module comes first, for everything that a recipe starts.
+export LUA_PATH  = $(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;
+export LUA_CPATH = $(CURDIR)/$(BUILD)/?.so;;
+
+.DELETE_ON_ERROR:
+.PHONY: all deps demo test check check-c check-lua bench asan tsan valgrind lint luacheck cppcheck install clean
+
+all: $(module)
+
+# ---- build -----------------------------------------------------------------------------------------------------
+
+$(module): $(core_objects) $(bind_objects)
+	@mkdir -p $(@D)
+	$(CC) $(LIBFLAG) -o $@ $^ $(link)
+
+$(BUILD)/obj/core/%.o: csrc/core/%.c
+	@mkdir -p $(@D)
+	$(compile) -Icsrc -Icsrc/core $(headers) -c -o $@ $<
+
+# The binding cannot even find the core's internal.h.
+$(BUILD)/obj/bind/%.o: csrc/bind/%.c
+	@mkdir -p $(@D)
+	$(compile) -Icsrc $(lua_cflags) -c -o $@ $<
+
+# Headers only: GLib itself is loaded with dlopen when a script first attaches to it.
+$(BUILD)/obj/core/source.o: headers = $(glib_cflags)
+
+# ---- test ------------------------------------------------------------------------------------------------------
+
+# A C test links the core without Lua. A line `/* wrap: epoll_ctl eventfd */` in it asks for -Wl,--wrap of those calls.
+wraps = $(shell sed -n '/^\/\* wrap: /{s///;s/ *\*\/.*//;s/[^ ][^ ]*/-Wl,--wrap=&/g;p}' $<)
+
+$(BUILD)/test/%: spec/core/%.c $(core_objects)
+	@mkdir -p $(@D)
+	$(compile) -MF $@.d -Icsrc -Icsrc/core -Ispec/core $(glib_cflags) -o $@ $< $(core_objects) \
+	  $(wraps) $(link) -Wl,--as-needed $(glib_libs)
+
+check: $(module) $(c_tests)
+	@sh spec/run.sh $(BUILD) c lua
+
+check-c: $(c_tests)
+	@sh spec/run.sh $(BUILD) c
+
+check-lua: $(module)
+	@sh spec/run.sh $(BUILD) lua
+
+# Both start another make: what the set-up installs must be there before anything is asked of it.
+test: deps
+	@$(MAKE) --no-print-directory check
+
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@DRIVER=$(DRIVER) $(LUA) examples/demo.lua
+
+deps:
+	@sh .ci/setup
+
+bench: $(module)
+	@$(LUA) bench/run.lua
+
+# ---- check -----------------------------------------------------------------------------------------------------
+
+# $(RUN) stands before every program that spec/run.sh starts.
+asan:
+	@RUN="env LD_PRELOAD=$$($(CC) -print-file-name=libasan.so)" \
+	ASAN_OPTIONS=exitcode=99:fast_unwind_on_malloc=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(MAKE) --no-print-directory check BUILD=build-asan SAN="-fsanitize=address,undefined -fno-omit-frame-pointer"
+
+# Its shadow memory does not fit the address layout of newer kernels unless that is fixed by setarch.
+tsan:
+	@RUN="setarch -R" TSAN_OPTIONS=exitcode=66 \
+	$(MAKE) --no-print-directory check-c BUILD=build-tsan SAN=-fsanitize=thread
+
+valgrind:
+	@RUN="valgrind -q --leak-check=full --errors-for-leak-kinds=definite --keep-debuginfo=yes --error-exitcode=9" \
+	BUSTED="--exclude-tags=slow" $(MAKE) --no-print-directory check-lua
+
+lint: luacheck cppcheck
+
+luacheck:
+	luacheck -q --no-color .
+
+# aio__realloc(p, 0) frees, which cppcheck takes for memory that nobody keeps.
+cppcheck:
+	cppcheck -q -j2 --std=c11 --enable=warning,performance,portability --error-exitcode=1 \
+	  --inline-suppr --suppress=leakReturnValNotUsed \
+	  -D_GNU_SOURCE -DLUA_VERSION_NUM=504 -Icsrc -Icsrc/core csrc
+
+# ---- install ---------------------------------------------------------------------------------------------------
+
+install: $(module)
+	mkdir -p $(DESTDIR)$(LUA_DIR)/aioloop $(DESTDIR)$(LIB_DIR)/aioloop
+	install -m 644 $(lua_files) $(DESTDIR)$(LUA_DIR)/aioloop
+	install -m 755 $(module) $(DESTDIR)$(LIB_DIR)/aioloop
+
+clean:
+	rm -rf build build-*
+
+-include $(core_objects:.o=.d) $(bind_objects:.o=.d) $(c_tests:=.d)
