@@ -138,7 +138,7 @@ int64_t aio_clock_now(AioClock clock); /* ns; not for AIO_CLOCK_VIRTUAL [any] */
 
 /* A clock that runs only when told: starts paused at 0. Belongs to one thread, like the contexts that use it. */
 AioVClock *aio_vclock_new(void); /* NULL: out of memory */
-void aio_vclock_free(AioVClock *vc); /* after the last context that uses it */
+void aio_vclock_free(AioVClock *vc); /* its memory lasts as long as a context uses it */
 int64_t aio_vclock_now(const AioVClock *vc);
 void aio_vclock_pause(AioVClock *vc);
 void aio_vclock_resume(AioVClock *vc);

@@ -6,10 +6,13 @@
  *          part of its context, and its function (or {function, arguments}) is what is anchored. */
 #include "lbind.h"
 
+/*** Bottom halves: callbacks that run once, in the next turn.
+@module aioloop.bh */
+
 typedef struct LBh {
   AioBH bh;
   LContext *c;   /* NULL: closed */
-  uint32_t slot; /* 0: not anchored */
+  uint32_t slot; /* its own from the first scheduling on; holds it while it is scheduled */
   bool packed, unref, counted;
 } LBh;
 
@@ -17,7 +20,7 @@ typedef struct LOneshot {
   AioBH bh;
   LContext *c;
   struct LOneshot *next, *made; /* in c->spare; in c->oneshots, for ever */
-  uint32_t slot;
+  uint32_t slot; /* its own for ever */
   bool packed;
 } LOneshot;
 
@@ -31,9 +34,6 @@ static void run_oneshot(void *opaque) {
   lua_rawgeti(L, c->base, o->slot);
   lua_pushboolean(L, 0);
   lua_rawseti(L, c->base, o->slot);
-  c->slots[o->slot].next_free = c->free_slot;
-  c->free_slot = o->slot;
-  o->slot = 0;
   o->next = c->spare;
   c->spare = o;
   c->live--;
@@ -41,18 +41,19 @@ static void run_oneshot(void *opaque) {
   aioL_call(c, nargs, "schedule");
 }
 
-static LOneshot *take_spare(lua_State *L, LContext *c) {
-  LOneshot *o = c->spare;
-  if (o) {
-    c->spare = o->next;
-    return o;
+static void add_spare(lua_State *L, LContext *c) { /* [-0, +0, m] */
+  lua_pushboolean(L, 0);
+  uint32_t slot = aioL_anchor(L, c, -1, NULL);
+  lua_pop(L, 1);
+  LOneshot *o = aioL_alloc(L, NULL, 0, sizeof *o);
+  if (!o) {
+    aioL_unanchor(L, c, &slot);
+    luaL_error(L, "not enough memory");
+    return;
   }
-  o = aioL_alloc(L, NULL, 0, sizeof *o);
-  if (!o) luaL_error(L, "not enough memory");
-  *o = (LOneshot){.c = c, .made = c->oneshots};
-  c->oneshots = o;
+  *o = (LOneshot){.c = c, .made = c->oneshots, .slot = slot};
+  c->oneshots = c->spare = o;
   aio_bh_init_local(&o->bh, c->core, run_oneshot, o);
-  return o;
 }
 
 /*** Calls a function once, in the next turn, in the order of scheduling.
@@ -61,13 +62,15 @@ static LOneshot *take_spare(lua_State *L, LContext *c) {
 @param ... its arguments */
 int aioL_ctx_schedule(lua_State *L) {
   LContext *c = aioL_context(L, 1);
-  luaL_checktype(L, 2, LUA_TFUNCTION);
+  if (lua_type(L, 2) != LUA_TFUNCTION) luaL_checktype(L, 2, LUA_TFUNCTION);
   bool packed = lua_gettop(L) > 2;
-  if (packed) aioL_pack(L, 2);
-  if (!c->spare) c->spare = take_spare(L, c), c->spare->next = NULL; /* before the anchor: both may raise */
-  uint32_t slot = aioL_anchor(L, c, 2, NULL);
-  LOneshot *o = take_spare(L, c);
-  o->slot = slot;
+  if (packed) aioL_pack(L, 2), aioL_check_open(L, c); /* a finaliser may have closed it */
+  if (!c->spare) add_spare(L, c);
+  LOneshot *o = c->spare;
+  lua_getiuservalue(L, 1, 1);
+  lua_pushvalue(L, 2);
+  lua_rawseti(L, -2, o->slot); /* its place is there: nothing can raise from here */
+  c->spare = o->next;
   o->packed = packed;
   c->live++;
   aio_bh_schedule(&o->bh);
@@ -85,18 +88,19 @@ void aioL_oneshots_drop(lua_State *L, LContext *c) {
 
 /* ---- bh objects ---- */
 
+static void run_bh(void *opaque);
+
 static LBh *check_bh(lua_State *L) {
-  LBh *b = aioL_check(L, 1, L_BH);
+  LBh *b = lua_touserdata(L, 1);
+  if (!b || lua_rawlen(L, 1) != sizeof *b || b->bh.fn != run_bh) b = aioL_check(L, 1, L_BH);
   if (!b->c || b->c->closed) luaL_error(L, "attempt to use a closed bh");
   return b;
 }
 
-/* What is scheduled is anchored, and counted unless unref'ed. */
-static void settle(lua_State *L, LBh *b) {
+/* What is scheduled is counted, unless unref'ed. */
+static void settle(LBh *b) {
   LContext *c = b->c;
-  bool active = !c->closed && aio_bh_scheduled(&b->bh);
-  bool counts = active && !b->unref;
-  if (!active) aioL_unanchor(L, c, &b->slot);
+  bool counts = !c->closed && aio_bh_scheduled(&b->bh) && !b->unref;
   if (counts != b->counted && !c->closed) aioL_live(c, true, counts ? 1 : -1);
   b->counted = counts;
 }
@@ -106,9 +110,11 @@ static void run_bh(void *opaque) {
   LContext *c = b->c;
   lua_State *L = c->L;
   lua_rawgeti(L, c->base, b->slot); /* keeps it alive while its function runs */
+  lua_pushboolean(L, 0);
+  lua_rawseti(L, c->base, b->slot);
   lua_getiuservalue(L, -1, 1);
+  if (b->counted) b->counted = false, c->live--;
   aioL_call(c, b->packed ? aioL_unpack(L) : 0, "bh");
-  if (b->c) settle(L, b);
   lua_pop(L, 1);
 }
 
@@ -135,7 +141,13 @@ int aioL_ctx_bh(lua_State *L) {
 
 static int schedule(lua_State *L, void (*how)(AioBH *)) {
   LBh *b = check_bh(L);
-  if (!b->slot) b->slot = aioL_anchor(L, b->c, 1, NULL);
+  lua_settop(L, 1);
+  if (!b->slot) {
+    b->slot = aioL_anchor(L, b->c, 1, NULL);
+  } else if (!aio_bh_scheduled(&b->bh) && lua_rawgeti(L, L_ANCHORS, b->c->id) == LUA_TTABLE) {
+    lua_pushvalue(L, 1);
+    lua_rawseti(L, 2, b->slot);
+  }
   how(&b->bh);
   if (!b->counted && !b->unref) {
     b->counted = true;
@@ -157,7 +169,11 @@ static int bh_schedule_idle(lua_State *L) { return schedule(L, aio_bh_schedule_i
 static int bh_cancel(lua_State *L) {
   LBh *b = check_bh(L);
   aio_bh_cancel(&b->bh);
-  settle(L, b);
+  if (b->slot && lua_rawgeti(L, L_ANCHORS, b->c->id) == LUA_TTABLE) {
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, -2, b->slot);
+  }
+  settle(b);
   return 0;
 }
 
@@ -177,7 +193,8 @@ static int bh_close(lua_State *L) {
   LContext *c = b->c;
   if (!c) return 0;
   if (!c->closed) aio_bh_close(&b->bh);
-  settle(L, b);
+  settle(b);
+  aioL_unanchor(L, c, &b->slot);
   b->c = NULL;
   lua_pushnil(L);
   lua_setiuservalue(L, 1, 1);
@@ -188,7 +205,7 @@ static int bh_close(lua_State *L) {
 static int set_unref(lua_State *L, bool unref) {
   LBh *b = check_bh(L);
   b->unref = unref;
-  settle(L, b);
+  settle(b);
   lua_settop(L, 1);
   return 1;
 }

@@ -22,7 +22,7 @@ typedef enum LKind { L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_KIND
 typedef struct LContext LContext;
 typedef struct LTask LTask;
 
-/* One for each lua_State, first upvalue of every function. */
+/* One for each lua_State, first upvalue of every function; the second is the weak table of anchor tables. */
 typedef struct LRuntime {
   const void *meta[L_KINDS]; /* addresses of the metatables, which the registry keeps alive */
   int anchors;               /* registry: weak table, LContext id -> anchor table */
@@ -55,20 +55,28 @@ struct LContext {
   unsigned runs;      /* ctx:run on the C stack */
   uint64_t live;      /* referenced things; keeps run going */
   unsigned errors;    /* collected in the side table and not raised yet */
-  bool closed, stopping, memory_lost;
+  bool closed, stopping;
+  bool lost;          /* an error that could not be collected, for want of memory or of C stack, is in the side table */
   LTask *failed;      /* ended with an error in this turn, to be reported at its end (lco.c) */
   AioClock clock;     /* of sleeps, timeouts and timers that name none */
   LSlot *slots;       /* [0] is unused */
   uint32_t nslots, free_slot;
   struct LOneshot *spare, *oneshots; /* lbh.c: waiting to be used again; all there are */
   int glib;           /* registry: {thread, context userdata} while it has a GSource, else LUA_NOREF */
+  bool glib_over;     /* to be let go of when no turn is running: the turn may run in that thread */
   lua_State *glib_L;  /* that thread */
 };
 
-typedef struct LContextBox { LContext *c; } LContextBox; /* the userdata; user value 1 is the anchor table */
+/* The userdata; user value 1 is the anchor table. */
+typedef struct LContextBox {
+  const void *magic; /* &aioL_context_magic: recognised faster than by its metatable */
+  LContext *c;
+} LContextBox;
+
+extern const char aioL_context_magic;
 
 /* Keys of the side table, which is anchor[0]. */
-enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NAMES, SIDE_HANDLES, SIDE_SCHEDULED_AT };
+enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NAMES, SIDE_HANDLES, SIDE_SCHEDULED_AT, SIDE_LOST };
 
 /* ---- lmod.c: arguments and objects ---- */
 
@@ -98,6 +106,8 @@ LContext *aioL_current(lua_State *L);              /* [-0, +0, m] the one being 
 LContext *aioL_context_ref(LContext *c);
 void aioL_context_unref(lua_State *L, LContext *c);
 bool aioL_push_anchor(lua_State *L, LContext *c);  /* [-0, +1, -] false (and nothing pushed): c is being collected */
+#define L_ANCHORS lua_upvalueindex(2)
+void aioL_push_box(lua_State *L, LContext *c);     /* [-0, +1, -] the userdata, which keeps c from being collected */
 void aioL_push_side(lua_State *L, LContext *c);    /* [-0, +1, -] */
 uint32_t aioL_anchor(lua_State *L, LContext *c, int idx, LTask *task); /* [-0, +0, m] returns the slot */
 void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot);         /* [-0, +0, -] sets *slot to 0 */
@@ -121,7 +131,9 @@ void aioL_report(LContext *c, const char *where, LTask *task);
 void aioL_raise(lua_State *L, LContext *c);             /* [-0, +0, e] outermost: raises the first collected error */
 void aioL_warn_errors(LContext *c);                     /* under GLib, with nobody to raise to */
 void aioL_around(AioFn *turn, void *turn_opaque, void *c); /* AioAroundFn of every context */
-bool aioL_turn(lua_State *L, LContext *c, int64_t limit_ns); /* [-0, +0, -] one poll, entered and left */
+bool aioL_turn(lua_State *L, LContext *c, int64_t limit_ns); /* [-0, +0, v] one poll, entered and left */
+/* [-0, +0, -] turns until `done`, an error that can be raised, or nothing is left that could wake the loop */
+void aioL_turns(lua_State *L, LContext *c, bool (*done)(const LContext *, const LTask *), const LTask *main);
 
 /* ---- lwait.c: the one way to wait ---- */
 
@@ -141,6 +153,7 @@ struct LTicket {
   const LWaitOps *ops;  /* NULL: nobody waits */
   void *op;             /* the operation's own */
   int err;              /* L_FAILED: -errno */
+  int at;               /* aio.suspend, when it is over: its results are above this place of the stack */
   uint8_t outcome;
   AioTimer timer;       /* timeout, or the sleep itself */
 };
@@ -177,6 +190,7 @@ struct LTask {
 typedef struct LTaskBox { LTask *t; } LTaskBox; /* the userdata; user value 1 is the thread */
 
 LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who); /* [-n, +1, m] fn, args from `first` -> task */
+void aioL_task_unref(LTask *t);
 void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters or schedules it */
 static inline bool aioL_task_ended(const LTask *t) { return t->state >= L_ENDED; }
 void aioL_task_label(lua_State *L, LTask *t);        /* [-0, +1, m] "task 'name'" */
@@ -209,7 +223,7 @@ int aioL_ctx_attach(lua_State *L);
 int aioL_ctx_detach(lua_State *L);
 int aioL_ctx_source(lua_State *L);
 void aioL_oneshots_drop(lua_State *L, LContext *c);
-void aioL_glib_drop(lua_State *L, LContext *c);
+void aioL_glib_drop(lua_State *L, LContext *c);    /* [-0, +0, -] at the latest when no turn is running */
 
 static inline void aioL_live(LContext *c, bool counted, int delta) {
   if (counted) c->live += (uint64_t)(int64_t)delta;

@@ -30,7 +30,6 @@ bool aioL_enter(lua_State *L, LContext *c, LFrame *f) {
 
 void aioL_leave(lua_State *L, LFrame *f) {
   LContext *c = f->c;
-  UNUSED(L);
   c->rt->current = f->current;
   c->rt->base = f->base_L;
   c->rt->task = f->task;
@@ -40,13 +39,13 @@ void aioL_leave(lua_State *L, LFrame *f) {
     aio_context_unref(c->core);
     c->core = NULL;
   }
+  if (c->depth == 0 && c->glib_over) aioL_glib_drop(L, c);
 }
 
 /* stack: side table, error, where (light userdata), task (light userdata) or nil */
 static int collect(lua_State *L) {
   const char *where = lua_touserdata(L, 3);
   LTask *task = lua_touserdata(L, 4);
-  if (task) aioL_task_push_error(L, task), lua_replace(L, 2);
   if (lua_rawgeti(L, 1, SIDE_ON_ERROR) != LUA_TNIL) {
     lua_pushvalue(L, 2);
     if (task)
@@ -74,23 +73,39 @@ static int collect(lua_State *L) {
   return 1;
 }
 
+/* stack: side table, error -> side table. The first one wins; its place is there already, so that this cannot fail. */
+static void keep_for_later(lua_State *L, LContext *c) {
+  if (c->lost)
+    lua_pop(L, 1);
+  else
+    lua_rawseti(L, -2, SIDE_LOST);
+  c->lost = true;
+}
+
 void aioL_report(LContext *c, const char *where, LTask *task) {
   lua_State *L = c->L;
   if (!lua_checkstack(L, 8)) {
-    c->memory_lost = true;
+    aioL_push_side(L, c);
+    lua_insert(L, -2);
+    keep_for_later(L, c);
     lua_pop(L, 1);
     return;
   }
+  if (task) lua_pop(L, 1), aioL_task_push_error(L, task);
+  aioL_push_side(L, c);       /* not by c->base: a wake from within a callback has a frame of its own */
+  lua_insert(L, -2);          /* stack: side, error */
   lua_pushcfunction(L, collect);
-  lua_rawgeti(L, c->base, 0); /* side */
-  lua_rotate(L, -3, 2);       /* stack: collect, side, error */
+  lua_pushvalue(L, -3);
+  lua_pushvalue(L, -3);
   lua_pushlightuserdata(L, (void *)(uintptr_t)where);
   lua_pushlightuserdata(L, task);
-  if (lua_pcall(L, 4, 1, 0) == LUA_OK)
-    c->errors += (unsigned)lua_tointeger(L, -1);
-  else
-    c->memory_lost = true;
+  bool collected = lua_pcall(L, 4, 1, 0) == LUA_OK;
+  if (collected) c->errors += (unsigned)lua_tointeger(L, -1);
   lua_pop(L, 1);
+  if (collected)
+    lua_pop(L, 2);
+  else
+    keep_for_later(L, c), lua_pop(L, 1);
 }
 
 void aioL_call(LContext *c, int nargs, const char *where) {
@@ -100,24 +115,31 @@ void aioL_call(LContext *c, int nargs, const char *where) {
 
 /* [-0, +1, m] the side table is at `side`; a fresh list takes the place of the collected errors, which become the last */
 static void take_errors(lua_State *L, LContext *c, int side) {
+  c->errors = 0; /* now, for with the table c may be collected */
   lua_newtable(L);
   lua_rawgeti(L, side, SIDE_ERRORS);
   lua_pushvalue(L, -1);
   lua_rawseti(L, side, SIDE_LAST_ERRORS);
   lua_insert(L, -2);
   lua_rawseti(L, side, SIDE_ERRORS);
-  c->errors = 0;
 }
 
 void aioL_raise(lua_State *L, LContext *c) {
   if (c->depth) return; /* an outer turn will */
-  if (c->memory_lost) {
-    c->memory_lost = false;
-    luaL_error(L, "not enough memory to report an error");
-  }
-  if (!c->errors) return;
+  if (!c->errors && !c->lost) return;
   luaL_checkstack(L, 8, NULL);
-  aioL_push_side(L, c);
+  if (!aioL_push_anchor(L, c)) { /* vclock:advance can outlive it */
+    c->errors = c->lost = 0;
+    luaL_error(L, "an error in a callback was lost: its context was collected");
+  }
+  lua_rawgeti(L, -1, 0);
+  if (c->lost) {
+    c->lost = false;
+    lua_rawgeti(L, -1, SIDE_LOST);
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, -3, SIDE_LOST);
+    lua_error(L);
+  }
   take_errors(L, c, lua_gettop(L));
   lua_rawgeti(L, -1, 1);
   lua_getfield(L, -1, "error");
@@ -146,10 +168,24 @@ void aioL_warn_errors(LContext *c) {
   if (lua_pcall(L, 2, 0, 0) != LUA_OK) lua_pop(L, 1);
 }
 
+void aioL_turns(lua_State *L, LContext *c, bool (*done)(const LContext *, const LTask *), const LTask *main) {
+  LFrame f;
+  int top = lua_gettop(L);
+  if (!aioL_enter(L, c, &f)) luaL_error(L, "attempt to use a closed context");
+  aio_context_set_home(c->core);
+  do {
+    aio_poll(c->core, AIO_FOREVER);
+    if (c->failed) aioL_report_unjoined(c);
+    if ((c->errors || c->lost) && c->depth == 1) break;
+  } while (!done(c, main) && aio_context_can_wake(c->core));
+  aioL_leave(L, &f);
+  lua_settop(L, top);
+}
+
 bool aioL_turn(lua_State *L, LContext *c, int64_t limit_ns) {
   LFrame f;
   int top = lua_gettop(L);
-  if (!aioL_enter(L, c, &f)) return false;
+  if (!aioL_enter(L, c, &f)) return luaL_error(L, "attempt to use a closed context"); /* it is being collected */
   aio_context_set_home(c->core);
   bool progress = aio_poll(c->core, limit_ns);
   aioL_report_unjoined(c);
@@ -165,7 +201,12 @@ void aioL_around(AioFn *turn, void *turn_opaque, void *opaque) {
   lua_State *lent = c->rt->lent, *L = lent ? lent : c->glib_L;
   if (!L) return;
   int top = lua_gettop(L);
-  if (!aioL_enter(L, c, &f)) return;
+  if (!lua_checkstack(L, 2)) return;
+  aioL_push_box(L, c); /* a callback may detach it */
+  if (!aioL_enter(L, c, &f)) {
+    lua_settop(L, top);
+    return;
+  }
   aioL_context_ref(c);
   turn(turn_opaque);
   aioL_report_unjoined(c);

@@ -13,8 +13,12 @@
 
 #include "lbind.h"
 
+/*** Tasks: coroutines that the loop runs.
+@module aioloop.task */
+
 typedef struct LJoin {
   struct LJoin *next, **link;
+  LTask *t; /* counted */
   LTicket *tk;
 } LJoin;
 
@@ -26,7 +30,7 @@ typedef struct LJoin {
 
 static const char *const state_names[] = {"scheduled", "running", "waiting", "ended", "failed", "cancelled"};
 
-static void unref(LTask *t) {
+void aioL_task_unref(LTask *t) {
   LContext *c = t->c;
   if (--t->refs) return;
   aioL_alloc(c->rt->main, t, sizeof *t, 0);
@@ -115,12 +119,26 @@ static void take_joiners(LTask *t) {
   }
 }
 
+/* Calls on its stack, of which there may be 200,000: asking for one costs as much as it is deep. */
+static int depth_of(lua_State *co) {
+  lua_Debug ar;
+  int some = 0, none = 1;
+  while (lua_getstack(co, none, &ar)) some = none, none *= 2;
+  while (none - some > 1) {
+    int middle = some + (none - some) / 2;
+    if (lua_getstack(co, middle, &ar))
+      some = middle;
+    else
+      none = middle;
+  }
+  return lua_getstack(co, some, &ar) ? none : 0;
+}
+
 /* Where the coroutine's function was defined. */
 static void push_origin(lua_State *L, lua_State *co) { /* [-0, +1, m] string or nil */
   lua_Debug ar;
-  int level = 0;
-  while (lua_getstack(co, level, &ar)) level++;
-  if (level > 0 && lua_getstack(co, level - 1, &ar) && lua_getinfo(co, "S", &ar))
+  int levels = depth_of(co);
+  if (levels > 0 && lua_getstack(co, levels - 1, &ar) && lua_getinfo(co, "S", &ar))
     lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
   else
     lua_pushnil(L);
@@ -150,7 +168,10 @@ static void begin_burial(LContext *c, LTask *t) {
     lua_pop(L, 1);
     reset_thread(t->L, L);
   }
-  while (lua_gettop(t->L) > 3) lua_remove(t->L, 1);
+  if (lua_gettop(t->L) > 3) {
+    lua_rotate(t->L, 1, 3);
+    lua_settop(t->L, 3);
+  }
   if (lua_checkstack(t->L, 3))
     while (lua_gettop(t->L) < 3) lua_pushnil(t->L);
 }
@@ -158,13 +179,26 @@ static void begin_burial(LContext *c, LTask *t) {
 /* Its thread stays where it is until the loop lets go of the task. */
 static void let_go(lua_State *L, LTask *t) {
   aioL_unanchor(L, t->c, &t->slot);
-  unref(t);
+  aioL_task_unref(t);
+}
+
+/* Its context was closed by it, and has dropped it. What it raised still has somewhere to go. */
+static void report_orphan(LContext *c, LTask *t) {
+  if (t->joined) return;
+  t->joined = true;
+  lua_pushnil(c->L);
+  aioL_report(c, NULL, t);
 }
 
 static void finish(LContext *c, LTask *t, LState state) {
   t->state = (uint8_t)state;
+  if (aio_co_scheduled_by(&t->co)) aio_co_close(&t->co); /* it had scheduled itself, and then ended */
   if (!t->unref) c->live--;
   if (state == L_BROKEN) begin_burial(c, t);
+  if (c->closed) { /* by a <close> variable */
+    report_orphan(c, t);
+    return;
+  }
   take_joiners(t);
   if (state == L_BROKEN && !t->joined) {
     t->next_failed = c->failed;
@@ -179,7 +213,20 @@ static void park(LContext *c, LTask *t) {
   if (!t->adopted || !t->slot) return;
   if (!t->unref) c->live--;
   aioL_unanchor(c->L, c, &t->slot);
-  unref(t);
+  aioL_task_unref(t);
+}
+
+static void paused(LContext *c, LTask *t) { /* coroutine.yield */
+  t->state = aio_co_scheduled_by(&t->co) ? L_SCHEDULED : L_WAITING;
+  if (t->state == L_WAITING) park(c, t);
+}
+
+static void end_orphan(LContext *c, LTask *t, int status) {
+  if (status == LUA_YIELD) return;
+  t->state = status == LUA_OK ? L_ENDED : L_BROKEN;
+  if (t->state == L_ENDED) return;
+  begin_burial(c, t);
+  report_orphan(c, t);
 }
 
 static void enter(void *opaque) {
@@ -189,7 +236,7 @@ static void enter(void *opaque) {
   lua_State *L = c->L, *co = t->L;
   if (aioL_task_ended(t)) return;
   if (t->state == L_WAITING && t->ticket.ops == &suspend_ops)
-    aioL_take_quietly(&t->ticket, L_DONE, 0); /* it had scheduled itself before */
+    t->ticket.at = lua_gettop(co), aioL_take_quietly(&t->ticket, L_DONE, 0); /* it had scheduled itself before */
   if (t->state == L_WAITING && t->ticket.ops && t->ticket.outcome == L_PENDING && resumable(co))
     return; /* the same, but it waits for something else now */
   if (!resumable(co)) {
@@ -198,21 +245,26 @@ static void enter(void *opaque) {
   }
   int nres, nargs = t->nargs;
   LTask *outer = rt->task;
+  if (nargs > lua_gettop(co)) nargs = lua_gettop(co); /* the script has resumed it, and the values are gone */
   t->nargs = 0;
   t->state = L_RUNNING;
+  t->refs++; /* it may close its context */
   rt->task = t;
+  lua_pushthread(co); /* on L's stack, since its anchor goes with the context that it may close */
+  lua_xmove(co, L, 1);
   int status = lua_resume(co, L, nargs, &nres);
   rt->task = outer;
-  if (c->closed) return; /* closed by the coroutine itself: t may be gone */
-  if (status == LUA_YIELD) {
+  if (c->closed) {
+    end_orphan(c, t, status);
+  } else if (status == LUA_YIELD) {
     lua_pop(co, nres);
-    if (t->state != L_RUNNING) return; /* in lwait.c, or yield */
-    t->state = aio_co_scheduled_by(&t->co) ? L_SCHEDULED : L_WAITING; /* coroutine.yield */
-    if (t->state == L_WAITING) park(c, t);
+    if (t->state == L_RUNNING) paused(c, t); /* else it is in lwait.c, or in aio.yield */
   } else {
     t->nargs = status == LUA_OK ? nres : 0;
     finish(c, t, status == LUA_OK ? L_ENDED : L_BROKEN);
   }
+  lua_pop(L, 1);
+  aioL_task_unref(t);
 }
 
 void aioL_report_unjoined(LContext *c) {
@@ -220,12 +272,14 @@ void aioL_report_unjoined(LContext *c) {
   while (c->failed && !c->closed) {
     LTask *t = c->failed;
     c->failed = t->next_failed;
+    t->refs++; /* on_error may close the context */
     if (!t->joined && !t->keep) {
       t->joined = true;
       lua_pushnil(L);
       aioL_report(c, NULL, t);
     }
-    let_go(L, t);
+    if (t->slot) let_go(L, t);
+    aioL_task_unref(t);
   }
 }
 
@@ -234,16 +288,28 @@ static LTask *task_at(const LContext *c, uint32_t slot) {
   return (uintptr_t)c->slots[slot].next_free < c->nslots ? NULL : c->slots[slot].task;
 }
 
+/* Those who wait on another context, or by polling. No Lua is entered here. */
+static void drop_joiners(LTask *t) {
+  while (t->joiners) {
+    LTicket *tk = t->joiners->tk;
+    aioL_take_quietly(tk, L_DONE, 0);
+    if (tk->task) aio_co_schedule(&tk->task->co, tk->ops->name);
+  }
+}
+
 void aioL_tasks_drop(lua_State *L, LContext *c) {
   UNUSED(L);
+  for (uint32_t i = 1; i < c->nslots; i++)
+    if (task_at(c, i)) aioL_take_quietly(&task_at(c, i)->ticket, L_CLOSED, 0);
   for (uint32_t i = 1; i < c->nslots; i++) {
     LTask *t = task_at(c, i);
     if (!t) continue;
-    aioL_take_quietly(&t->ticket, L_CLOSED, 0);
     if (!aioL_task_ended(t)) t->state = L_CANCELLED;
+    drop_joiners(t);
+    aio_co_close(&t->co); /* the core still holds the scheduled ones, and t may go now */
     t->slot = 0;
     c->slots[i].next_free = 0;
-    unref(t);
+    aioL_task_unref(t);
   }
   c->failed = NULL;
 }
@@ -268,8 +334,9 @@ LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who) {
   lua_State *co = lua_newthread(L);
   if (!lua_checkstack(co, n + 4)) luaL_error(L, "too many arguments");
   LTaskBox *box = new_handle(L, c->rt); /* stack: fn, args..., thread, handle */
-  uint32_t slot = aioL_anchor(L, c, -2, NULL);
   push_handles(L, c);
+  aioL_check_open(L, c); /* a finaliser may have closed it */
+  uint32_t slot = aioL_anchor(L, c, -3, NULL);
   lua_pushvalue(L, -2);
   lua_rawseti(L, -2, slot);
   lua_pop(L, 1);
@@ -310,11 +377,27 @@ int aioL_ctx_spawn(lua_State *L) {
 
 /* ---- finding the task behind a value ---- */
 
-static LTask *known(LContext *c, lua_State *co) {
-  if (c->rt->task && c->rt->task->L == co) return c->rt->task;
+static LTask *known_to(const LContext *c, const lua_State *co) {
   for (uint32_t i = 1; i < c->nslots; i++)
     if (task_at(c, i) && task_at(c, i)->L == co) return task_at(c, i);
   return NULL;
+}
+
+/* A spawned task by its thread, of whatever context. */
+static LTask *known(lua_State *L, LContext *c, const lua_State *co) { /* [-0, +0, -] */
+  LRuntime *rt = c->rt;
+  if (rt->task && rt->task->L == co) return rt->task;
+  LTask *t = known_to(c, co);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
+  for (lua_Integer id = 1; !t && id <= rt->last_id; id++) {
+    if (lua_rawgeti(L, -1, -id) == LUA_TUSERDATA) {
+      const LContext *other = ((LContextBox *)lua_touserdata(L, -1))->c;
+      if (other && !other->closed) t = known_to(other, co);
+    }
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+  return t;
 }
 
 /* Any coroutine; a plain one is adopted by context c. The loop's own main chunk is none. */
@@ -329,13 +412,10 @@ static LTask *check_co(lua_State *L, int idx, LContext *c) {
   luaL_argcheck(L, co != c->rt->main, idx, "the main chunk is not a coroutine");
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->threads);
   lua_pushvalue(L, idx);
-  if (lua_rawget(L, -2) == LUA_TUSERDATA) {
-    LTask *t = ((LTaskBox *)lua_touserdata(L, -1))->t;
-    lua_pop(L, 2);
-    return t;
-  }
+  LTask *t = NULL;
+  if (lua_rawget(L, -2) == LUA_TUSERDATA) t = ((LTaskBox *)lua_touserdata(L, -1))->t;
   lua_pop(L, 2);
-  LTask *t = known(c, co);
+  if (!t || t->c->closed) t = known(L, c, co); /* or its handle, or its context, is gone: it is adopted anew */
   if (t) return t;
   if (!resumable(co) && !dead(co) && co != L) luaL_argerror(L, idx, "the coroutine is running and not the loop's");
   lua_pushvalue(L, idx);
@@ -354,8 +434,8 @@ static LTask *check_co(lua_State *L, int idx, LContext *c) {
 /* ---- waking ---- */
 
 static int suspend_results(lua_State *L, LTicket *tk) {
-  UNUSED(L);
-  return tk->err; /* as many values as its waker put there */
+  lua_settop(L, tk->at + tk->err); /* as many values as its waker put there; the script may have resumed it with more */
+  return tk->err;
 }
 
 static const LWaitOps suspend_ops = {.name = "aio.suspend", .results = suspend_results};
@@ -384,6 +464,7 @@ static void prepare(lua_State *L, LTask *t, int n) { /* [-0, +0, m] */
 
 /* stack: ..., n values -> moved to the suspended coroutine's stack; its wait is over */
 static void hand_over(lua_State *L, LTask *t, int n) {
+  t->ticket.at = lua_gettop(t->L);
   lua_xmove(L, t->L, n);
   t->nargs = n;
   if (t->ticket.ops) aioL_take_quietly(&t->ticket, L_DONE, n);
@@ -443,13 +524,15 @@ static int task_wake(lua_State *L) {
   return wake_any(L, check_co(L, 1, aioL_current(L)), "task:wake");
 }
 
+static const char by_co_schedule[] = "ctx:co_schedule";
+
 static int not_enterable(lua_State *L, LTask *t) {
   const char *by = aio_co_scheduled_by(&t->co);
   if (by) {
     aioL_push_side(L, t->c);
     lua_rawgeti(L, -1, SIDE_SCHEDULED_AT);
     const char *at = NULL;
-    if (lua_istable(L, -1)) {
+    if (lua_istable(L, -1) && by == by_co_schedule) {
       push_thread(L, t);
       lua_rawget(L, -2);
       at = lua_tostring(L, -1);
@@ -508,11 +591,12 @@ int aioL_ctx_co_schedule(lua_State *L) {
   if (!self && !suspended(t)) return not_enterable(L, t);
   if (self && n) return luaL_error(L, "a running coroutine cannot be given values: it is not suspended yet");
   note_place(L, t);
+  aioL_check_open(L, c); /* a finaliser may have closed it */
   if (!self) {
     prepare(L, t, n);
     hand_over(L, t, n);
   }
-  aio_co_schedule(&t->co, "ctx:co_schedule");
+  aio_co_schedule(&t->co, by_co_schedule);
   lua_settop(L, 0);
   lua_pushboolean(L, 1);
   return 1;
@@ -528,19 +612,27 @@ static int mod_suspend(lua_State *L) {
   return aioL_wait(L, tk, timeout);
 }
 
+static int yielded(lua_State *L, int status, lua_KContext ctx) {
+  const LTask *t = aioL_runtime(L)->task;
+  UNUSED(status);
+  return t && t->L == L ? 0 : lua_yieldk(L, 0, ctx, yielded); /* somebody else's coroutine.resume */
+}
+
 /*** Lets everything else that is ready run first.
 @function yield */
 static int mod_yield(lua_State *L) {
-  LContext *c = aioL_current(L);
-  LTask *t = aioL_waiter(L, c);
-  if (!t) {
+  LTask *t = aioL_runtime(L)->task;
+  if (!t || t->L != L || !lua_isyieldable(L)) {
+    LContext *c = aioL_current(L);
+    aioL_waiter(L, c); /* raises where waiting is impossible */
+    aioL_push_box(L, c);
     aioL_turn(L, c, 0);
     aioL_raise(L, c);
     return 0;
   }
   if (aio_co_schedule(&t->co, "aio.yield") == -ESHUTDOWN) return luaL_error(L, "attempt to use a closed context");
   t->state = L_SCHEDULED;
-  return lua_yield(L, 0);
+  return lua_yieldk(L, 0, 0, yielded);
 }
 
 /*** The running task.
@@ -559,20 +651,27 @@ static int mod_self(lua_State *L) {
 
 static void join_leave(LTicket *tk) {
   LJoin *j = tk->op;
+  LTask *t = j->t;
   *j->link = j->next;
   if (j->next) j->next->link = j->link;
   aioL_alloc(tk->c->rt->main, j, sizeof *j, 0);
+  aioL_task_unref(t);
+}
+
+static LTask *check_task(lua_State *L) {
+  LTaskBox *box = aioL_check(L, 1, L_TASK);
+  if (!box->t) luaL_error(L, "attempt to use a closed task");
+  return box->t;
 }
 
 static int join_results(lua_State *L, LTicket *tk) { /* the handle is the operation's first argument */
   UNUSED(tk);
-  return aioL_task_results(L, ((LTaskBox *)lua_touserdata(L, 1))->t, false);
+  return aioL_task_results(L, check_task(L), false);
 }
 
 static int await_results(lua_State *L, LTicket *tk) {
   UNUSED(tk);
-  int n = aioL_task_results(L, ((LTaskBox *)lua_touserdata(L, 1))->t, true);
-  return n - 1;
+  return aioL_task_results(L, check_task(L), true) - 1;
 }
 
 static const LWaitOps join_ops = {.name = "task:join", .leave = join_leave, .results = join_results};
@@ -606,10 +705,8 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise) {
 }
 
 static int join(lua_State *L, const LWaitOps *ops) {
-  LTaskBox *box = aioL_check(L, 1, L_TASK);
+  LTask *t = check_task(L);
   int64_t timeout = aioL_opt_ns(L, 2);
-  LTask *t = box->t;
-  if (!t) return luaL_error(L, "attempt to use a closed task");
   lua_settop(L, 1);
   if (t->L == L || (aioL_runtime(L)->task == t)) return luaL_error(L, "a task cannot join itself");
   if (aioL_task_ended(t)) {
@@ -624,8 +721,9 @@ static int join(lua_State *L, const LWaitOps *ops) {
   }
   LJoin **end = &t->joiners;
   while (*end) end = &(*end)->next;
-  *j = (LJoin){.next = NULL, .link = end, .tk = tk};
+  *j = (LJoin){.next = NULL, .link = end, .t = t, .tk = tk};
   *end = j;
+  t->refs++;
   tk->op = j;
   return aioL_wait(L, tk, timeout);
 }
@@ -648,12 +746,6 @@ static int mod_await(lua_State *L) {
 }
 
 /* ---- what a task tells ---- */
-
-static LTask *check_task(lua_State *L) {
-  LTaskBox *box = aioL_check(L, 1, L_TASK);
-  if (!box->t) luaL_error(L, "attempt to use a closed task");
-  return box->t;
-}
 
 /*** What it is doing.
 @function task:status
@@ -769,7 +861,7 @@ static int task_gc(lua_State *L) {
     aioL_report(c, NULL, t);
     aioL_leave(L, &f);
   }
-  unref(t);
+  aioL_task_unref(t);
   return 0;
 }
 

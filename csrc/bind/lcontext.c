@@ -6,10 +6,12 @@
  *          that nobody can reach goes together with all that is active on it.
  * Keep     anchor[0] is the side table, anchor[slot] an active object, false in a free place (so the array stays one). */
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 
 #include "lbind.h"
+
+/*** Contexts: one turn, run, and what a loop tells of itself.
+@module aioloop.context */
 
 /* ---- LContext ---- */
 
@@ -33,6 +35,12 @@ bool aioL_push_anchor(lua_State *L, LContext *c) {
   }
   lua_remove(L, -2);
   return true;
+}
+
+void aioL_push_box(lua_State *L, LContext *c) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->anchors);
+  lua_rawgeti(L, -1, -c->id);
+  lua_remove(L, -2);
 }
 
 void aioL_push_side(lua_State *L, LContext *c) {
@@ -62,7 +70,7 @@ static void grow_slots(lua_State *L, LContext *c) {
 
 uint32_t aioL_anchor(lua_State *L, LContext *c, int idx, LTask *task) {
   idx = lua_absindex(L, idx);
-  if (!aioL_push_anchor(L, c)) luaL_error(L, "attempt to use a closed context");
+  if (lua_rawgeti(L, L_ANCHORS, c->id) != LUA_TTABLE) luaL_error(L, "attempt to use a closed context");
   if (!c->free_slot) grow_slots(L, c);
   uint32_t slot = c->free_slot;
   lua_pushvalue(L, idx);
@@ -85,8 +93,16 @@ void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot) {
   *slot = 0;
 }
 
+const char aioL_context_magic;
+
+static LContextBox *check_box(lua_State *L, int idx) {
+  LContextBox *box = lua_touserdata(L, idx);
+  if (box && lua_rawlen(L, idx) == sizeof *box && box->magic == &aioL_context_magic) return box;
+  return aioL_check(L, idx, L_CONTEXT);
+}
+
 LContext *aioL_context(lua_State *L, int idx) {
-  LContext *c = ((LContextBox *)aioL_check(L, idx, L_CONTEXT))->c;
+  LContext *c = check_box(L, idx)->c;
   if (!c || c->closed) luaL_error(L, "attempt to use a closed context");
   return c;
 }
@@ -94,7 +110,7 @@ LContext *aioL_context(lua_State *L, int idx) {
 /* stack on return: context userdata on top. rc < 0: nothing pushed */
 static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioClock clock) {
   LContextBox *box = lua_newuserdatauv(L, sizeof *box, 1);
-  box->c = NULL;
+  *box = (LContextBox){.magic = &aioL_context_magic};
   aioL_set_class(L, rt, L_CONTEXT);
   lua_createtable(L, 4, 1); /* anchor */
   lua_createtable(L, 8, 0); /* side */
@@ -109,7 +125,7 @@ static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioCl
   lua_insert(L, -2);
   lua_rawseti(L, -2, ++rt->last_id);
   lua_pushvalue(L, -2);
-  lua_rawseti(L, -2, -rt->last_id); /* see push_box */
+  lua_rawseti(L, -2, -rt->last_id); /* see aioL_push_box */
   lua_pop(L, 1);
   LContext *c = aioL_alloc(L, NULL, 0, sizeof *c);
   if (!c) return luaL_error(L, "not enough memory");
@@ -267,25 +283,16 @@ static int mod_default(lua_State *L) {
   return 1;
 }
 
-static void push_box(lua_State *L, LContext *c);
-
 /*** The context that is being polled, else the default one.
 @function current
 @treturn context */
 static int mod_current(lua_State *L) {
   LRuntime *rt = aioL_runtime(L);
   if (rt->current && !rt->current->closed)
-    push_box(L, rt->current);
+    aioL_push_box(L, rt->current);
   else
     default_context(L, rt);
   return 1;
-}
-
-/* The userdata of a context: its side table knows it weakly. */
-static void push_box(lua_State *L, LContext *c) { /* [-0, +1, m] */
-  lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->anchors);
-  lua_rawgeti(L, -1, -c->id);
-  lua_remove(L, -2);
 }
 
 /* ---- polling ---- */
@@ -320,13 +327,13 @@ static bool finished(const LContext *c, const LTask *main) {
   return !c->live;
 }
 
-/* stack: context, task or nil */
+/* stack: context, task (light) */
 static int run_protected(lua_State *L) {
   LContext *c = ((LContextBox *)lua_touserdata(L, 1))->c;
-  const LTask *main = lua_isnil(L, 2) ? NULL : ((LTaskBox *)lua_touserdata(L, 2))->t;
+  const LTask *main = lua_touserdata(L, 2);
   while (!finished(c, main)) {
     if (!aio_context_can_wake(c->core) && !aio_source_attached(c->core)) aioL_deadlock(L, c);
-    aioL_turn(L, c, AIO_FOREVER);
+    aioL_turns(L, c, finished, main);
     aioL_raise(L, c);
   }
   return 0;
@@ -340,26 +347,29 @@ static int run_protected(lua_State *L) {
 @raise the error of fn; the first error of a callback or of a task that nobody joined; deadlock */
 static int ctx_run(lua_State *L) {
   LContext *c = aioL_context(L, 1);
+  LTask *t = NULL;
   if (lua_isnoneornil(L, 2)) {
     if (c->runs) return luaL_error(L, "run is running already: ctx:run(fn) waits for fn alone, ctx:poll takes one turn");
     lua_settop(L, 1);
     lua_pushnil(L);
   } else {
-    LTask *t = aioL_spawn(L, c, 2, "aio.run");
+    t = aioL_spawn(L, c, 2, "aio.run");
     t->keep = t->joined = true; /* its error is raised here */
   }
   luaL_checkstack(L, 20, "too many nested runs");
   aioL_context_ref(c);
+  if (t) t->refs++;
   c->runs++;
   lua_pushcfunction(L, run_protected);
   lua_pushvalue(L, 1);
-  lua_pushvalue(L, 2);
+  lua_pushlightuserdata(L, t);
   int status = lua_pcall(L, 2, 0, 0);
   if (--c->runs == 0 || c->stopping) c->stopping = false;
   aioL_context_unref(L, c);
+  if (t) aioL_task_unref(t);
   if (status != LUA_OK) return lua_error(L);
-  if (lua_isnil(L, 2)) return 0;
-  LTask *t = ((LTaskBox *)lua_touserdata(L, 2))->t;
+  if (!t) return 0;
+  if (!((LTaskBox *)lua_touserdata(L, 2))->t) return luaL_error(L, "attempt to use a closed task");
   if (!aioL_task_ended(t)) return 0; /* stopped */
   if (t->state == L_BROKEN) return aioL_task_push_error(L, t), lua_error(L);
   return aioL_task_results(L, t, true) - 1;
@@ -402,7 +412,8 @@ static int ctx_release(lua_State *L) {
 static int ctx_stats(lua_State *L) {
   LContext *c = aioL_context(L, 1);
   AioStats s;
-  aio_context_stats(c->core, &s);
+  const char *backend = aio_context_backend(c->core);
+  aio_context_stats(c->core, &s); /* all that is asked of the core: below, a finaliser may close it */
   const struct { const char *name; uint64_t value; } fields[] = {
     {"polls", s.polls}, {"wakeups", s.wakeups}, {"asks", s.asks}, {"bhs", s.bhs}, {"timers", s.timers}, {"fds", s.fds},
     {"entries", s.entries}, {"bhs_pending", s.bhs_pending}, {"timers_armed", s.timers_armed}, {"watches", s.watches},
@@ -421,7 +432,7 @@ static int ctx_stats(lua_State *L) {
   lua_pop(L, 1);
   lua_pushinteger(L, tasks);
   lua_setfield(L, -2, "tasks");
-  lua_pushstring(L, aio_context_backend(c->core));
+  lua_pushstring(L, backend);
   lua_setfield(L, -2, "backend");
   aioL_push_side(L, c);
   lua_rawgeti(L, -1, SIDE_NAME);
@@ -476,8 +487,9 @@ static int ctx_set_polling(lua_State *L) {
   LContext *c = aioL_context(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
-  lua_remove(L, 1);
+  lua_insert(L, 1); /* stack: parameters, context */
   int64_t max = ns_field(L, "max_ns"), grow = ns_field(L, "grow"), shrink = ns_field(L, "shrink");
+  aioL_check_open(L, c); /* a metamethod may have closed it */
   aio_set_polling(c->core, max, grow, shrink);
   return 0;
 }
@@ -506,7 +518,7 @@ static int ctx_tostring(lua_State *L) {
 
 static int64_t now_ns(lua_State *L) {
   const LRuntime *rt = aioL_runtime(L);
-  bool virtual = rt->current && rt->current->clock == AIO_CLOCK_VIRTUAL;
+  bool virtual = rt->vclock && rt->current && rt->current->clock == AIO_CLOCK_VIRTUAL;
   return virtual ? aio_vclock_now(rt->vclock) : aio_clock_now(AIO_CLOCK_MONOTONIC);
 }
 

@@ -4,7 +4,6 @@
  * Way      luaopen_aioloop_core -> runtime in the registry (one for each lua_State, found again) -> each noun's functions
  * Keep     every function has the runtime as first upvalue; a class is recognised by its metatable's address. */
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -30,9 +29,9 @@ void *aioL_check(lua_State *L, int idx, LKind kind) {
 }
 
 void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions) {
-  UNUSED(rt);
   lua_getfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
-  luaL_setfuncs(L, functions, 1);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
+  luaL_setfuncs(L, functions, 2);
 }
 
 void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const char *name, const luaL_Reg *methods) {
@@ -62,12 +61,13 @@ int aioL_fail(lua_State *L, int rc) {
 }
 
 int64_t aioL_check_ns(lua_State *L, int idx) {
-  luaL_checktype(L, idx, LUA_TNUMBER); /* no numeric strings */
+  if (lua_type(L, idx) != LUA_TNUMBER) luaL_checktype(L, idx, LUA_TNUMBER); /* no numeric strings */
   lua_Number ns = lua_tonumber(L, idx) * 1e9;
-  luaL_argcheck(L, !isnan(ns), idx, "not a number of seconds (NaN)");
+  luaL_argcheck(L, ns == ns, idx, "not a number of seconds (NaN)");
   if (ns >= 9.2e18) return AIO_FOREVER;
   if (ns <= -9.2e18) return INT64_MIN / 2;
-  return (int64_t)ceil(ns);
+  int64_t whole = (int64_t)ns;
+  return whole + ((lua_Number)whole < ns); /* up */
 }
 
 int64_t aioL_opt_ns(lua_State *L, int idx) { return lua_isnoneornil(L, idx) ? AIO_FOREVER : aioL_check_ns(L, idx); }
@@ -87,8 +87,9 @@ static int fd_of_file(lua_State *L, int idx) {
 }
 
 static int fd_of_integer(lua_State *L, int idx, int arg) {
-  lua_Integer fd = lua_tointeger(L, idx);
-  luaL_argcheck(L, lua_isinteger(L, idx), arg, "an fd is an integer");
+  int exact; /* LuaSocket's getfd returns a float */
+  lua_Integer fd = lua_tointegerx(L, idx, &exact);
+  luaL_argcheck(L, exact, arg, "an fd is an integer");
   luaL_argcheck(L, fd >= 0 && fd <= INT32_MAX, arg, "fd out of range");
   return (int)fd;
 }

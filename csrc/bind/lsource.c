@@ -7,6 +7,9 @@
 
 #include "lbind.h"
 
+/*** GLib: the loop as a source of a main context.
+@module aioloop.source */
+
 static void *opt_pointer(lua_State *L, int idx) {
   if (lua_isnoneornil(L, idx)) return NULL;
   luaL_argexpected(L, lua_islightuserdata(L, idx), idx, "light userdata (GMainContext) or nil");
@@ -14,17 +17,21 @@ static void *opt_pointer(lua_State *L, int idx) {
 }
 
 static void anchor(lua_State *L, LContext *c) { /* [-0, +0, m] the context is at 1 */
+  c->glib_over = false;
   if (c->glib != LUA_NOREF) return;
   lua_createtable(L, 2, 0);
   lua_State *co = lua_newthread(L);
   lua_rawseti(L, -2, 1);
   lua_pushvalue(L, 1);
   lua_rawseti(L, -2, 2);
+  aioL_check_open(L, c); /* a finaliser may have closed it */
   c->glib = luaL_ref(L, LUA_REGISTRYINDEX);
   c->glib_L = co;
 }
 
 void aioL_glib_drop(lua_State *L, LContext *c) {
+  c->glib_over = c->depth > 0;
+  if (c->glib_over) return;
   luaL_unref(L, LUA_REGISTRYINDEX, c->glib);
   c->glib = LUA_NOREF;
   c->glib_L = NULL;
@@ -68,7 +75,10 @@ int aioL_ctx_source(lua_State *L) {
   LContext *c = aioL_context(L, 1);
   anchor(L, c);
   void *source = aio_source_get(c->core);
-  if (!source) return aioL_fail(L, -ENOSYS);
+  if (!source) {
+    aioL_glib_drop(L, c);
+    return aioL_fail(L, -ENOSYS);
+  }
   lua_pushlightuserdata(L, source);
   return 1;
 }

@@ -5,9 +5,11 @@
  * Owner    the userdata holds the function in a user value and is anchored while armed.
  * Keep     a repeat is armed at deadline + n * every, so it does not drift; ticks that were missed are counted. */
 #include <errno.h>
-#include <math.h>
 
 #include "lbind.h"
+
+/*** Timers, and the virtual clock.
+@module aioloop.timer */
 
 typedef struct LTimer {
   AioTimer timer;
@@ -19,8 +21,11 @@ typedef struct LTimer {
   bool packed, unref, counted;
 } LTimer;
 
+static void fire(void *opaque);
+
 static LTimer *check_timer(lua_State *L) {
-  LTimer *t = aioL_check(L, 1, L_TIMER);
+  LTimer *t = lua_touserdata(L, 1);
+  if (!t || lua_rawlen(L, 1) != sizeof *t || t->timer.fn != fire) t = aioL_check(L, 1, L_TIMER);
   if (!t->c || t->c->closed) luaL_error(L, "attempt to use a closed timer");
   return t;
 }
@@ -39,7 +44,7 @@ static void arm_next_tick(LTimer *t) {
   int64_t late = aio_timer_now(&t->timer) - t->due;
   int64_t missed = late > 0 ? late / t->every : 0;
   t->missed = missed > UINT32_MAX ? UINT32_MAX : (uint32_t)missed;
-  t->due = aioL_after(t->due, (missed + 1) * t->every);
+  t->due = aioL_after(t->due + missed * t->every, t->every); /* what was missed lies before now, and cannot overflow */
   aio_timer_arm(&t->timer, t->due); /* its place in the heap is still there */
 }
 
@@ -99,9 +104,9 @@ static int arm_at(lua_State *L, LTimer *t, int64_t deadline, int64_t every) {
   int rc = aio_timer_arm(&t->timer, deadline);
   t->every = every;
   t->due = deadline < 0 ? 0 : deadline;
-  settle(L, t);
+  if (rc < 0 || deadline == AIO_FOREVER || t->counted == t->unref) settle(L, t);
   if (rc < 0) return luaL_error(L, "not enough memory");
-  lua_settop(L, 1);
+  lua_pushvalue(L, 1);
   return 1;
 }
 
@@ -213,7 +218,9 @@ static int timer_tostring(lua_State *L) {
 
 static AioVClock *check_vclock(lua_State *L) {
   aioL_check(L, 1, L_VCLOCK);
-  return aioL_runtime(L)->vclock;
+  AioVClock *vc = aioL_runtime(L)->vclock;
+  if (!vc) luaL_error(L, "attempt to use a closed clock"); /* by a finaliser in lua_close */
+  return vc;
 }
 
 /*** Stops the virtual clock (it starts that way, at 0).
@@ -252,7 +259,9 @@ static int vclock_advance(lua_State *L) {
   rt->lent = L;
   aio_vclock_advance(vc, ns);
   rt->lent = outer;
-  if (rt->erred) aioL_raise(L, rt->erred);
+  LContext *erred = rt->erred;
+  if (erred && !erred->depth) rt->erred = NULL;
+  if (erred) aioL_raise(L, erred);
   return 0;
 }
 

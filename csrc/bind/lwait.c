@@ -11,6 +11,9 @@
 
 #include "lbind.h"
 
+/*** Sleeping.
+@module aioloop.wait */
+
 /* ---- who may wait ---- */
 
 /* The C function that stands between the coroutine's body and the wait. */
@@ -44,13 +47,16 @@ static void on_timeout(void *opaque) { aioL_take(opaque, L_TIMEOUT, 0); }
 LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
   LTask *t = aioL_waiter(L, c);
   LTicket *tk;
-  aioL_check_open(L, c);
   if (t) {
+    aioL_check_open(L, t->c);
     tk = &t->ticket;
     lua_pushnil(L);
   } else {
-    tk = lua_newuserdatauv(L, sizeof *tk, 0);
+    tk = lua_newuserdatauv(L, sizeof *tk, 1);
+    aioL_push_box(L, c); /* the default context can be closed, and another take its place */
+    lua_setiuservalue(L, -2, 1);
   }
+  aioL_check_open(L, c); /* a finaliser may have closed it just now */
   tk->c = c;
   tk->task = t;
   tk->ops = ops;
@@ -94,10 +100,13 @@ static int results(lua_State *L, LTicket *tk) {
   }
 }
 
+/* Only the loop may end a wait: somebody else's coroutine.resume finds the coroutine waiting on. The ticket is looked at
+ * when it is known to be there: the task of a coroutine that others hold may be gone. */
 static int resumed(lua_State *L, int status, lua_KContext ctx) {
   LTicket *tk = (LTicket *)ctx;
+  LTask *t = aioL_runtime(L)->task;
   UNUSED(status);
-  if (tk->outcome == L_PENDING) return lua_yieldk(L, 0, ctx, resumed); /* somebody else's coroutine.resume: wait on */
+  if (!t || t->L != L || tk != &t->ticket || !tk->ops || tk->outcome == L_PENDING) return lua_yieldk(L, 0, ctx, resumed);
   return results(L, tk);
 }
 
@@ -121,7 +130,7 @@ static int poll_until_taken(lua_State *L, LTicket *tk) {
       stuck(L, tk);
     else
       aioL_turn(L, c, AIO_FOREVER);
-    if (c->errors && !c->depth) {
+    if ((c->errors || c->lost) && !c->depth) {
       aioL_take_quietly(tk, L_CLOSED, 0);
       aioL_ticket_drop(tk);
       aioL_raise(L, c);

@@ -10,6 +10,9 @@
 
 #include "lbind.h"
 
+/*** Watches: callbacks and waits for fds.
+@module aioloop.watch */
+
 enum { UV_READ = 1, UV_WRITE, UV_POLL, UV_OBJECT, UVS = UV_OBJECT };
 
 typedef struct LWatch {
@@ -114,6 +117,7 @@ static int set_callbacks(lua_State *L, LWatch *w, int self, int idx) {
     lua_getfield(L, idx, names[i]);
     lua_setiuservalue(L, self, UV_READ + i);
   }
+  if (!w->c || c->closed) luaL_error(L, "attempt to use a closed watch"); /* a metamethod has closed it */
   bool want[2] = {lua_getiuservalue(L, self, UV_READ) != LUA_TNIL, lua_getiuservalue(L, self, UV_WRITE) != LUA_TNIL};
   bool tests = lua_getiuservalue(L, self, UV_POLL) != LUA_TNIL;
   lua_pop(L, 3);
@@ -231,7 +235,7 @@ typedef struct LFdWait {
 
 static void fd_wait_leave(LTicket *tk) {
   LFdWait *fw = tk->op;
-  if (!tk->c->closed) aio_watch_close(&fw->w);
+  aio_watch_close(&fw->w);
   aioL_alloc(tk->c->rt->main, fw, sizeof *fw, 0);
 }
 
@@ -260,10 +264,10 @@ static int64_t own_timeout(lua_State *L, int idx, int64_t limit) { /* [-0, +0, e
 }
 
 static int wait_fd(lua_State *L, AioDir dir) {
-  LContext *c = aioL_current(L);
   lua_settop(L, 2);
   int fd = aioL_check_fd(L, 1);
   int64_t timeout = own_timeout(L, 1, aioL_opt_ns(L, 2));
+  LContext *c = aioL_current(L); /* after the object's own methods, which may close it */
   LTicket *tk = aioL_ticket(L, c, &wait_ops[dir]);
   LFdWait *fw = aioL_alloc(L, NULL, 0, sizeof *fw);
   int rc = -ENOMEM;

@@ -124,7 +124,7 @@ int aio_bh_oneshot(AioContext *ctx, AioFn *fn, void *opaque) {
   AioBH *bh = aio__realloc(NULL, sizeof *bh);
   if (!bh) return -ENOMEM;
   init(bh, ctx, fn, opaque, BH_ONESHOT);
-  aio_bh_schedule(bh);
+  aio__is_home(ctx) ? schedule_home(ctx, bh) : schedule_foreign(ctx, bh); /* closed meanwhile: unref frees it */
   return 0;
 }
 
@@ -133,7 +133,8 @@ void aio_bh_schedule_idle(AioBH *bh) {
   if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return;
   aio_bh_cancel(bh);
   if (set_flags(bh, BH_PENDING | BH_IDLE) & BH_PENDING) {
-    clear_flags(bh, BH_IDLE); /* another thread is scheduling it this very moment: that one counts */
+    clear_flags(bh, BH_IDLE);
+    set_flags(bh, BH_SCHEDULED); /* another thread is scheduling it this very moment, and cancel took that back */
     return;
   }
   bh->seq = ctx->depth > 0; /* 1: waits for idle_from */
@@ -190,16 +191,27 @@ int64_t aio__bhs_timeout(AioContext *ctx) {
   return soonest;
 }
 
-static bool run(AioContext *ctx, AioBH *bh) {
-  unsigned flags = atomic_load_explicit(&bh->flags, memory_order_relaxed);
-  if (flags & BH_CO) {
+static bool is_co(const AioBH *bh) { return atomic_load_explicit(&bh->flags, memory_order_relaxed) & BH_CO; }
+
+/* Coroutines are entered under the lock: those that follow one another share one acquisition. */
+static void run_cos(AioContext *ctx, AioBH *bh, uint32_t last) {
+  aio_context_acquire(ctx);
+  while (bh) {
     atomic_store_explicit(&bh->flags, BH_CO, memory_order_relaxed);
-    aio__co_run(ctx, container_of(bh, AioCo, bh));
-    return true;
+    aio__co_run_locked(ctx, container_of(bh, AioCo, bh));
+    bh = list_empty(&ctx->ready) ? NULL : first(&ctx->ready);
+    if (bh && is_co(bh) && (int32_t)(bh->seq - last) <= 0)
+      list_unlink(&bh->link);
+    else
+      bh = NULL;
   }
+  aio_context_release(ctx);
+}
+
+static bool run(AioContext *ctx, AioBH *bh) {
   AioFn *fn = bh->fn;
   void *opaque = bh->opaque;
-  flags = clear_flags(bh, BH_QUEUED); /* acquires what was written before schedule */
+  unsigned flags = clear_flags(bh, BH_QUEUED); /* acquires what was written before schedule */
   if (flags & BH_ONESHOT) aio__realloc(bh, 0);
   if (!(flags & (BH_SCHEDULED | BH_IDLE))) return false;
   ctx->stats.bhs++;
@@ -208,26 +220,27 @@ static bool run(AioContext *ctx, AioBH *bh) {
   return flags & BH_SCHEDULED;
 }
 
+/* Those that are due stay in the context's list, at its front, where close, cancel and a nested turn find them: a
+ * callback of this run can only add behind them, with a seq. */
 static void run_idle(AioContext *ctx) {
   int64_t now = aio_clock_now(AIO_CLOCK_MONOTONIC);
   bool from_passed = now >= ctx->idle_from;
-  AioLink batch;
-  list_init(&batch);
+  AioLink *due = &ctx->idle;
   for (AioLink *l = ctx->idle.next, *next; l != &ctx->idle; l = next) {
     next = l->next;
-    if (container_of(l, AioBH, link)->seq && !from_passed) continue;
+    AioBH *bh = container_of(l, AioBH, link);
+    if (bh->seq && !from_passed) continue;
+    bh->seq = 0;
     list_unlink(l);
-    list_append(&batch, l);
+    list_insert_after(due, l);
+    due = l;
   }
-  if (list_empty(&batch)) return;
+  if (due == &ctx->idle) return;
   ctx->idle_from = now + IDLE_NS;
-  while (!list_empty(&batch)) {
-    AioBH *bh = first(&batch);
+  while (!list_empty(&ctx->idle) && !first(&ctx->idle)->seq) {
+    AioBH *bh = first(&ctx->idle);
     list_unlink(&bh->link);
-    if (atomic_load_explicit(&ctx->closed, memory_order_relaxed))
-      clear_flags(bh, BH_QUEUED);
-    else
-      run(ctx, bh);
+    run(ctx, bh);
   }
 }
 
@@ -240,7 +253,10 @@ bool aio__bhs_run(AioContext *ctx) {
     AioBH *bh = first(&ctx->ready);
     if ((int32_t)(bh->seq - last) > 0) break;
     list_unlink(&bh->link);
-    progress |= run(ctx, bh);
+    if (is_co(bh))
+      run_cos(ctx, bh, last), progress = true;
+    else
+      progress |= run(ctx, bh);
   }
   if (!list_empty(&ctx->idle)) run_idle(ctx);
   return progress;

@@ -3,7 +3,7 @@
  *
  * Way      aio_vclock_advance -> next deadline of any context on the clock -> turns of that context -> next deadline
  * Threads  aio_clock_now: any. A virtual clock belongs to one thread, as do all contexts on it.
- * Owner    the caller frees the clock after its last context.
+ * Owner    the caller; a clock that was freed lasts until its last context has left.
  * Keep     while it is paused, `now` is the time; while it runs, `now` is the time at monotonic `since`. */
 #include <time.h>
 
@@ -12,7 +12,7 @@
 struct AioVClock {
   AioLink contexts;
   int64_t now, since;
-  bool running, autojump;
+  bool running, autojump, orphan;
 };
 
 int64_t aio_clock_now(AioClock clock) {
@@ -30,7 +30,10 @@ AioVClock *aio_vclock_new(void) {
   return vc;
 }
 
-void aio_vclock_free(AioVClock *vc) { aio__realloc(vc, 0); }
+void aio_vclock_free(AioVClock *vc) {
+  vc->orphan = true;
+  if (list_empty(&vc->contexts)) aio__realloc(vc, 0);
+}
 
 int64_t aio_vclock_now(const AioVClock *vc) {
   return vc->running ? vc->now + aio_clock_now(AIO_CLOCK_MONOTONIC) - vc->since : vc->now;
@@ -91,7 +94,11 @@ static void turn(void *opaque) { aio_poll(opaque, 0); }
 /* Runs what is due and what follows from it; bounded, for a BH may schedule itself for ever. */
 static void settle(AioVClock *vc) {
   AioContext *ctx;
-  for (int turns = 0; turns < 1000 && (ctx = restless(vc)); turns++) aio__around(ctx, turn);
+  for (int turns = 0; turns < 1000 && (ctx = restless(vc)); turns++) {
+    list_unlink(&ctx->vclock_link);
+    list_append(&vc->contexts, &ctx->vclock_link); /* the others are next */
+    aio__around(ctx, turn);
+  }
 }
 
 void aio_vclock_advance(AioVClock *vc, int64_t ns) {
@@ -113,9 +120,11 @@ void aio__vclock_join(AioVClock *vc, AioContext *ctx) {
 }
 
 void aio__vclock_leave(AioContext *ctx) {
-  if (!ctx->vclock) return;
+  AioVClock *vc = ctx->vclock;
+  if (!vc) return;
   list_unlink(&ctx->vclock_link);
   ctx->vclock = NULL;
+  if (vc->orphan && list_empty(&vc->contexts)) aio__realloc(vc, 0);
 }
 
 bool aio__vclock_jump(AioContext *ctx) {

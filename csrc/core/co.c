@@ -31,9 +31,13 @@ static AioCo *next_woken(AioContext *ctx) {
   return container_of(l, AioCo, bh.link);
 }
 
+void aio__co_run_locked(AioContext *ctx, AioCo *co) {
+  for (int budget = ENTRIES_AT_A_STRETCH; co; co = --budget ? next_woken(ctx) : NULL) enter(ctx, co);
+}
+
 void aio__co_run(AioContext *ctx, AioCo *co) {
   aio_context_acquire(ctx);
-  for (int budget = ENTRIES_AT_A_STRETCH; co; co = --budget ? next_woken(ctx) : NULL) enter(ctx, co);
+  aio__co_run_locked(ctx, co);
   aio_context_release(ctx);
 }
 

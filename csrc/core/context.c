@@ -12,7 +12,6 @@
 #include "internal.h"
 
 enum { TURNS_PER_ASK = 2 }; /* while BHs keep coming, the kernel is asked for fds in every second turn */
-#define SWEEP_NS INT64_C(20000000) /* asleep for so long: time to look for fds closed behind our back */
 
 void *aio__realloc(void *p, size_t size) {
   if (size) return realloc(p, size);
@@ -125,7 +124,7 @@ void aio_context_stats(const AioContext *ctx, AioStats *out) {
   *out = ctx->stats;
   for (const AioLink *l = ctx->ready.next; l != &ctx->ready; l = l->next) out->bhs_pending++;
   for (const AioLink *l = ctx->idle.next; l != &ctx->idle; l = l->next) out->bhs_pending++;
-  out->timers_armed = aio__timers_count(ctx);
+  out->timers_armed = ctx->ntimers;
   out->watches = ctx->nwatches;
   out->poll_ns = atomic_load_explicit(&ctx->poll_ns, memory_order_relaxed);
 }
@@ -141,7 +140,7 @@ bool aio_context_busy(AioContext *ctx) { return aio__bhs_pending(ctx) || !list_e
 
 bool aio_context_can_wake(const AioContext *ctx) {
   return !list_empty(&ctx->ready) || !list_empty(&ctx->idle) || !list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready) ||
-         atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches || aio__timers_count(ctx);
+         atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches || ctx->ntimers;
 }
 
 int64_t aio__plan(AioContext *ctx) {
@@ -185,7 +184,7 @@ static void wait(AioContext *ctx, int64_t timeout) {
 }
 
 /* With nothing to watch but the notifier the kernel has nothing to tell; with BHs pending it is asked less often. */
-static void glance(AioContext *ctx) {
+void aio__glance(AioContext *ctx) {
   if (!ctx->nwatches && !ctx->exported) return;
   if (++ctx->skipped < TURNS_PER_ASK && aio__bhs_pending(ctx)) return;
   aio__fds_wait(ctx, 0);
@@ -202,7 +201,7 @@ static void wait_or_glance(AioContext *ctx, int64_t limit) {
   if (timeout > 0)
     wait(ctx, timeout);
   else
-    glance(ctx);
+    aio__glance(ctx);
 }
 
 bool aio__dispatch(AioContext *ctx) {
@@ -210,8 +209,8 @@ bool aio__dispatch(AioContext *ctx) {
   aio__accept(ctx);
   bool progress = aio__woken_run(ctx);
   progress |= aio__bhs_run(ctx);
-  progress |= aio__fds_run(ctx);
-  progress |= aio__timers_run(ctx);
+  if (ctx->nwatches) progress |= aio__fds_run(ctx); /* the lost ones count until they are told */
+  if (ctx->ntimers) progress |= aio__timers_run(ctx);
   if (progress) ctx->sweep_due = true;
   return progress;
 }
@@ -222,13 +221,18 @@ bool aio_poll(AioContext *ctx, int64_t limit_ns) {
   AioCo *outer_co = ctx->running;
   aio_context_set_home(ctx);
   ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
-  ctx->depth++;
+  if (ctx->depth++ == 0) ctx->sweep_due = true; /* the caller may have closed fds */
   wait_or_glance(ctx, limit_ns);
   bool progress = aio__dispatch(ctx);
   ctx->depth--;
   ctx->running = outer_co;
   ctx->wake_at = &ctx->woken;
   atomic_store_explicit(&ctx->home, outer_home, memory_order_relaxed);
+  if (ctx->exported && !ctx->depth && aio__work_seen(ctx)) aio_notifier_set(&ctx->notifier); /* left for the next turn */
+  /* Polled between GLib's prepare and its sleep: what it planned may be out of date, and its wake-up accepted here. */
+  if (!limit_ns && progress && !ctx->depth && ctx->source && !ctx->exported &&
+      atomic_load_explicit(&ctx->notify_me, memory_order_relaxed))
+    aio_notifier_set(&ctx->notifier);
   return progress;
 }
 

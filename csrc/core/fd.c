@@ -101,7 +101,8 @@ bool aio__fd_found(AioContext *ctx, int fd, unsigned revents) {
   if ((uint32_t)fd >= ctx->nfds) return false;
   AioFdEntry *e = &ctx->fds[fd];
   if (revents & AIO_NVAL) return lose_both(ctx, e), true;
-  if (revents & AIO_HUP && !e->w[AIO_READ]) revents |= AIO_OUT; /* or nobody would hear of it, and the loop would spin */
+  bool has_reader = e->w[AIO_READ] && !(e->busy & 1 << AIO_READ);
+  if (revents & AIO_HUP && !has_reader) revents |= AIO_OUT; /* or nobody would hear of it, and the loop would spin */
   const unsigned mine[2] = {AIO_IN | AIO_HUP | AIO_ERR, AIO_OUT | AIO_ERR};
   uint8_t found = 0, masked = e->masked;
   for (int dir = AIO_READ; dir <= AIO_WRITE; dir++) {
@@ -113,12 +114,9 @@ bool aio__fd_found(AioContext *ctx, int fd, unsigned revents) {
       make_ready(ctx, e->w[dir]);
     }
   }
-  if (!found) { /* nobody is left, or only what is on the C stack: silence it wholly */
-    e->masked = (uint8_t)((e->w[AIO_READ] ? 1 << AIO_READ : 0) | (e->w[AIO_WRITE] ? 1 << AIO_WRITE : 0));
-    ctx->mon->update(ctx, fd, 0, false);
-  } else if (e->masked != masked) {
-    ctx->mon->update(ctx, fd, wanted(e), false);
-  }
+  /* Nobody is left for it, or only what is on the C stack. Nothing wanted at all takes it out of the kernel, which
+   * reports HUP and ERR unasked; otherwise these find the direction that is left. */
+  if (!found || e->masked != masked) ctx->mon->update(ctx, fd, wanted(e), false);
   return found;
 }
 
@@ -201,6 +199,7 @@ bool aio__fds_run(AioContext *ctx) {
 /* A test is only to look, but nobody can keep it from closing watches: detach moves the cursor on. */
 bool aio__fds_test(AioContext *ctx) {
   bool found = false;
+  if (ctx->next_tester) return false; /* a nested turn asks nobody */
   for (AioLink *l = ctx->testers.next; l != &ctx->testers; l = ctx->next_tester) {
     AioWatch *w = container_of(l, AioWatch, testers);
     ctx->next_tester = l->next;
@@ -210,6 +209,7 @@ bool aio__fds_test(AioContext *ctx) {
     found = true;
   }
   ctx->tested = NULL;
+  ctx->next_tester = NULL;
   return found;
 }
 

@@ -14,7 +14,7 @@
 
 #include "internal.h"
 
-enum { BATCH = 256 };
+enum { BATCH = 256, BATCHES_PER_LOOK = 4 }; /* so often what is found is looked at: is the fd still open? */
 #define NOTIFIER_DATA UINT64_MAX
 
 static int ctl(AioContext *ctx, int op, int fd, unsigned events, uint64_t data) {
@@ -84,7 +84,7 @@ static int wait_ns(AioContext *ctx, struct epoll_event *ev, int64_t ns) {
   if (ns == 0) return epoll_wait(ctx->epfd, ev, BATCH, 0);
   if (ns == AIO_FOREVER) return epoll_wait(ctx->epfd, ev, BATCH, -1);
 #ifdef SYS_epoll_pwait2
-  if (!lacks_pwait2) {
+  if (!lacks_pwait2 && ns % 1000000) {
     struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
     int n = (int)syscall(SYS_epoll_pwait2, ctx->epfd, ev, BATCH, &ts, NULL, 0);
     if (n >= 0 || (errno != ENOSYS && errno != EPERM)) return n;
@@ -105,16 +105,17 @@ static int wait(AioContext *ctx, int64_t timeout_ns) {
   if (ctx->rebuild) rebuild(ctx);
   int n = wait_ns(ctx, ev, timeout_ns), found = 0;
   if (n < 0) return -errno;
+  bool look = n > 0 && ++ctx->batches % BATCHES_PER_LOOK == 0;
   for (int i = 0; i < n; i++) {
     if (ev[i].data.u64 == NOTIFIER_DATA) {
       ctx->notifier_fired = true;
       continue;
     }
     uint32_t fd = (uint32_t)ev[i].data.u64, gen = (uint32_t)(ev[i].data.u64 >> 32);
-    if (fd < ctx->nfds && ctx->fds[fd].in_kernel && ctx->fds[fd].gen == gen)
-      found += aio__fd_found(ctx, (int)fd, revents_of(ev[i].events));
-    else
-      ctx->rebuild = true;
+    bool current = fd < ctx->nfds && ctx->fds[fd].in_kernel && ctx->fds[fd].gen == gen;
+    bool gone = current && look && fcntl((int)fd, F_GETFD) < 0; /* a duplicate keeps the file open */
+    if (current) found += aio__fd_found(ctx, (int)fd, gone ? AIO_NVAL : revents_of(ev[i].events));
+    if (!current || gone) ctx->rebuild = true;
   }
   return found;
 }

@@ -17,12 +17,16 @@ static int init(AioContext *ctx) {
 
 static void fini(AioContext *ctx) { (void)ctx; }
 
+/* 1: the number belongs to another file than when it was last looked at. */
 static int update(AioContext *ctx, int fd, unsigned events, bool verify) {
+  AioFdEntry *e = &ctx->fds[fd];
   struct stat st;
-  (void)ctx;
   if (!verify || !events) return 0;
   if (fstat(fd, &st) < 0) return -errno;
-  return S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) ? -EPERM : 0; /* always "ready": as epoll, say so */
+  if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)) return -EPERM; /* always "ready": as epoll, say so */
+  uint32_t before = e->gen;
+  e->gen = (uint32_t)st.st_ino * 31 + (uint32_t)st.st_dev;
+  return (e->w[AIO_READ] || e->w[AIO_WRITE]) && e->gen != before;
 }
 
 static unsigned revents_of(short events) {

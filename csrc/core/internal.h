@@ -37,13 +37,15 @@ void *aio__realloc(void *p, size_t size); /* size 0 frees */
 /* Grows *v (elements of `size` bytes) so that it has room for `need`; -ENOMEM leaves it as it was. */
 int aio__grow(void **v, uint32_t *cap, uint32_t need, size_t size);
 
+#define SWEEP_NS INT64_C(20000000) /* asleep for so long: time to look for fds closed behind our back */
+
 /* ---- fd monitors --------------------------------------------------------------------------------------------- */
 
 enum { AIO_IN = 1, AIO_OUT = 2, AIO_ERR = 4, AIO_HUP = 8, AIO_NVAL = 16 };
 
 typedef struct AioFdEntry {
   AioWatch *w[2];   /* by AioDir */
-  uint32_t gen;     /* counts registrations of this number with the kernel */
+  uint32_t gen;     /* epoll: counts registrations of this number with the kernel; poll: tells files apart */
   uint8_t kernel;   /* AIO_IN | AIO_OUT as the backend has it registered */
   uint8_t in_kernel;/* registered at all */
   uint8_t busy;     /* 1 << AioDir: its handler is on the C stack */
@@ -104,6 +106,7 @@ struct AioContext {
   /* timer.c, clock.c */
   AioHeap heap[AIO_CLOCKS];      /* home */
   uint64_t timer_seq;
+  uint32_t ntimers;              /* armed, on all clocks */
   AioVClock *vclock;
   AioLink vclock_link;           /* in the clock's list of contexts */
 
@@ -116,10 +119,11 @@ struct AioContext {
   AioWatch *tested;
   uint32_t fd_seq, nwatches;
   unsigned skipped;              /* turns since the kernel was asked */
-  bool sweep_due;                /* callbacks ran since closed fds were looked for */
+  bool sweep_due;                /* others' code ran since closed fds were looked for */
   unsigned since_sweep;
   int epfd;
   bool rebuild;                  /* epoll: a registration has outlived its fd */
+  unsigned batches;              /* epoll: waits that found something */
   void *pollfds;                 /* poll, sweep: struct pollfd[] */
   uint32_t pollfds_cap;
 
@@ -155,6 +159,7 @@ void aio__bhs_drop(AioContext *ctx);
 
 /* co.c */
 void aio__co_run(AioContext *ctx, AioCo *co); /* enters co, then all it woke */
+void aio__co_run_locked(AioContext *ctx, AioCo *co); /* the same for who holds the lock */
 bool aio__woken_run(AioContext *ctx);
 void aio__co_drop(AioContext *ctx);
 
@@ -163,7 +168,6 @@ int64_t aio__timers_timeout(AioContext *ctx, bool with_virtual);
 bool aio__timers_run(AioContext *ctx);
 void aio__timers_drop(AioContext *ctx);
 int64_t aio__timers_first(const AioContext *ctx, AioClock clock); /* deadline, or AIO_FOREVER */
-uint64_t aio__timers_count(const AioContext *ctx);
 
 /* clock.c */
 void aio__vclock_join(AioVClock *vc, AioContext *ctx);
@@ -186,6 +190,7 @@ void aio__polling_learn(AioContext *ctx, int64_t block_ns);
 
 /* context.c */
 int64_t aio__plan(AioContext *ctx);      /* ns until the next deadline */
+void aio__glance(AioContext *ctx);       /* asks for fds without waiting, unless it was done a moment ago */
 bool aio__dispatch(AioContext *ctx);
 void aio__around(AioContext *ctx, AioFn *turn); /* turn(ctx), in the user's world */
 bool aio__work_seen(AioContext *ctx);    /* memory alone: is there a reason not to sleep? */

@@ -25,7 +25,8 @@ int aio_set_polling(AioContext *ctx, int64_t max_ns, int64_t grow, int64_t shrin
   return 0;
 }
 
-static bool look(AioContext *ctx) { return aio__work_seen(ctx) || aio__fds_test(ctx); }
+/* A test may close the context: then there is nothing to sleep on any more. */
+static bool look(AioContext *ctx) { return aio__work_seen(ctx) || aio__fds_test(ctx) || aio_context_closed(ctx); }
 
 bool aio__spin(AioContext *ctx, int64_t timeout_ns) {
   int64_t now = aio_clock_now(AIO_CLOCK_MONOTONIC);

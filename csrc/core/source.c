@@ -47,52 +47,92 @@ static bool use_glib(void) {
   return have_glib;
 }
 
+typedef struct Polled {
+  gpointer tag;
+  int fd;
+  short events;
+} Polled;
+
 struct AioSource {
   GSource base;
   AioContext *ctx;  /* NULL: the context was closed */
-  gpointer *tags;   /* one for each fd that GLib polls for us */
-  uint32_t ntags, cap;
+  bool asked;       /* check has asked for fds; GLib leaves it out when prepare said ready */
+  int64_t sweep_at; /* when to look for closed fds, monotonic ns; 0: not planned */
+  Polled *polled, *fresh; /* what GLib polls for us: the notifier (or the epoll fd), then by fd; room for the next list */
+  uint32_t npolled, polled_cap, fresh_cap;
 };
 
 static AioSource *of(GSource *base) { return (AioSource *)(void *)base; }
 
-static void forget_fds(AioSource *s) {
-  while (s->ntags) glib.g_source_remove_unix_fd(&s->base, s->tags[--s->ntags]);
-}
-
-static void add_fd(AioSource *s, int fd, short events) {
+static Polled add_fd(AioSource *s, int fd, short events) {
   GIOCondition cond = (events & POLLIN ? G_IO_IN : 0) | (events & POLLOUT ? G_IO_OUT : 0);
-  if (aio__grow((void **)&s->tags, &s->cap, s->ntags + 1, sizeof *s->tags) == 0)
-    s->tags[s->ntags++] = glib.g_source_add_unix_fd(&s->base, fd, cond);
+  return (Polled){glib.g_source_add_unix_fd(&s->base, fd, cond), fd, events};
 }
 
-/* Backend epoll is one fd for good; backend poll is one for each fd, listed anew before every sleep. */
+static void forget_fd(AioSource *s, const Polled *p) { glib.g_source_remove_unix_fd(&s->base, p->tag); }
+
+/* GLib wakes up from its next sleep for every change, so only what differs is changed. */
+static void merge_fds(AioSource *s, const struct pollfd *v, uint32_t n) {
+  uint32_t old = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    while (i > 0 && old < s->npolled && s->polled[old].fd < v[i].fd) forget_fd(s, &s->polled[old++]);
+    bool known = old < s->npolled && s->polled[old].fd == v[i].fd;
+    bool same = known && s->polled[old].events == v[i].events;
+    if (known && !same) forget_fd(s, &s->polled[old]);
+    s->fresh[i] = same ? s->polled[old] : add_fd(s, v[i].fd, v[i].events);
+    old += known;
+  }
+  while (old < s->npolled) forget_fd(s, &s->polled[old++]);
+}
+
+/* Backend epoll is one fd for good; backend poll is one for each fd, compared with the last list before every sleep. */
 static void tell_fds(AioSource *s) {
   AioContext *ctx = s->ctx;
-  if (ctx->epfd >= 0) {
-    if (!s->ntags) add_fd(s, ctx->epfd, POLLIN);
-    return;
-  }
-  int n = aio__pollfds_fill(ctx, true);
-  const struct pollfd *v = ctx->pollfds;
-  forget_fds(s);
-  for (int i = 0; i < n; i++) add_fd(s, v[i].fd, v[i].events);
+  const struct pollfd epoll = {.fd = ctx->epfd, .events = POLLIN};
+  int n = ctx->epfd >= 0 ? 1 : aio__pollfds_fill(ctx, true);
+  if (n < 0 || aio__grow((void **)&s->fresh, &s->fresh_cap, (uint32_t)n, sizeof *s->fresh) < 0) return;
+  merge_fds(s, ctx->epfd >= 0 ? &epoll : ctx->pollfds, (uint32_t)n);
+  Polled *polled = s->polled;
+  uint32_t cap = s->polled_cap;
+  s->polled = s->fresh;
+  s->polled_cap = s->fresh_cap;
+  s->npolled = (uint32_t)n;
+  s->fresh = polled;
+  s->fresh_cap = cap;
 }
 
-static int64_t plan(AioContext *ctx) {
+static int64_t now(void) { return aio_clock_now(AIO_CLOCK_MONOTONIC); }
+
+static int64_t plan(AioSource *s) {
+  AioContext *ctx = s->ctx;
   int64_t timeout = aio__plan(ctx);
   if (timeout > 0 && aio__vclock_jump(ctx)) timeout = aio__plan(ctx);
-  bool sweep = ctx->mon->blind && ctx->sweep_due && ctx->nwatches;
-  return sweep ? aio__earlier(timeout, 20000000) : timeout;
+  if (!timeout || !ctx->mon->blind || !ctx->nwatches) return timeout;
+  if (ctx->sweep_due && !s->sweep_at) s->sweep_at = now() + SWEEP_NS;
+  if (!s->sweep_at) return timeout;
+  int64_t left = s->sweep_at - now();
+  return aio__earlier(timeout, left < 1 ? 1 : left);
+}
+
+/* Whatever else woke us may have closed fds. */
+static void sweep_when_due(AioSource *s) {
+  AioContext *ctx = s->ctx;
+  if (!s->sweep_at) {
+    ctx->sweep_due = true;
+  } else if (now() >= s->sweep_at) {
+    s->sweep_at = 0;
+    aio__fds_sweep(ctx);
+  }
 }
 
 static gboolean prepare(GSource *base, gint *timeout_ms) {
   AioContext *ctx = of(base)->ctx;
   *timeout_ms = -1;
   if (!ctx) return FALSE;
+  of(base)->asked = false;
   tell_fds(of(base));
   aio__announce(ctx, 1);
-  int64_t ns = atomic_load_explicit(&ctx->notified, memory_order_acquire) ? 0 : plan(ctx);
+  int64_t ns = atomic_load_explicit(&ctx->notified, memory_order_acquire) ? 0 : plan(of(base));
   int64_t ms = ns / 1000000 + (ns % 1000000 != 0); /* up: down would spin through the last millisecond */
   if (ns != AIO_FOREVER) *timeout_ms = ms > G_MAXINT ? G_MAXINT : (gint)ms;
   return ns == 0;
@@ -103,8 +143,9 @@ static gboolean check(GSource *base) {
   if (!ctx) return FALSE;
   if (!ctx->exported) aio__withdraw(ctx, 1);
   aio__fds_wait(ctx, 0);
+  of(base)->asked = true;
   aio__accept(ctx);
-  if (ctx->sweep_due && list_empty(&ctx->fd_ready)) aio__fds_sweep(ctx);
+  if (ctx->mon->blind && ctx->nwatches) sweep_when_due(of(base));
   bool idle_due = !list_empty(&ctx->idle) && aio_clock_now(AIO_CLOCK_MONOTONIC) >= ctx->idle_from;
   return idle_due || aio__plan(ctx) == 0;
 }
@@ -115,6 +156,8 @@ static gboolean dispatch(GSource *base, GSourceFunc callback, gpointer data) {
   (void)callback, (void)data;
   AioContext *ctx = of(base)->ctx;
   if (!ctx) return G_SOURCE_REMOVE;
+  if (!ctx->exported) aio__withdraw(ctx, 1); /* check was left out, perhaps: nobody sleeps now */
+  if (!of(base)->asked) aio__glance(ctx); /* or what is always ready would starve the fds */
   aio_context_ref(ctx); /* a callback may close it and drop the last handle */
   AioCo *outer_co = ctx->running;
   ctx->running = NULL;
@@ -131,7 +174,8 @@ static gboolean dispatch(GSource *base, GSourceFunc callback, gpointer data) {
 static void finalize(GSource *base) {
   AioSource *s = of(base);
   if (s->ctx && s->ctx->source == s) s->ctx->source = NULL;
-  s->tags = aio__realloc(s->tags, 0);
+  aio__realloc(s->polled, 0);
+  aio__realloc(s->fresh, 0);
 }
 
 static GSourceFuncs funcs = {prepare, check, dispatch, finalize, NULL, NULL};

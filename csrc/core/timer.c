@@ -56,6 +56,7 @@ static void settle(AioHeap *h, uint32_t pos, AioHeapNode node) {
 static void unlink_timer(AioHeap *h, AioTimer *t) {
   uint32_t pos = (uint32_t)t->pos;
   AioHeapNode last = h->v[--h->n];
+  t->ctx->ntimers--;
   t->pos = -1;
   if (last.timer != t) settle(h, pos, last);
 }
@@ -95,6 +96,7 @@ int aio_timer_arm(AioTimer *t, int64_t deadline) {
   } else {
     if (h->n == h->cap && aio__grow((void **)&h->v, &h->cap, h->n + 1, sizeof *h->v) < 0) return -ENOMEM;
     t->seq = ++ctx->timer_seq;
+    ctx->ntimers++;
     sift_up(h, h->n++, node);
   }
   if (t->pos == 0) aio__kick(ctx);
@@ -112,14 +114,9 @@ int64_t aio__timers_first(const AioContext *ctx, AioClock clock) {
   return h->n ? h->v[0].deadline : AIO_FOREVER;
 }
 
-uint64_t aio__timers_count(const AioContext *ctx) {
-  uint64_t n = 0;
-  for (int c = 0; c < AIO_CLOCKS; c++) n += ctx->heap[c].n;
-  return n;
-}
-
 int64_t aio__timers_timeout(AioContext *ctx, bool with_virtual) {
   int64_t soonest = AIO_FOREVER;
+  if (!ctx->ntimers) return soonest;
   for (int c = 0; c < AIO_CLOCK_VIRTUAL; c++) {
     if (!ctx->heap[c].n) continue;
     int64_t left = aio__timers_first(ctx, (AioClock)c) - aio_clock_now((AioClock)c);
@@ -130,30 +127,36 @@ int64_t aio__timers_timeout(AioContext *ctx, bool with_virtual) {
   return soonest;
 }
 
-static bool run_heap(AioContext *ctx, AioClock clock) {
-  AioHeap *h = &ctx->heap[clock];
-  if (!h->n) return false;
-  bool progress = false, outer = h->running;
-  int64_t outer_now = h->run_now, now = now_of(ctx, clock);
-  uint64_t last = ctx->timer_seq;
-  h->running = true;
-  h->run_now = now;
-  while (h->n && h->v[0].deadline <= now && h->v[0].timer->seq <= last) {
+static bool run_heap(AioContext *ctx, AioHeap *h, uint64_t last) {
+  bool progress = false;
+  while (h->n && h->v[0].deadline <= h->run_now && h->v[0].timer->seq <= last) {
     AioTimer *t = h->v[0].timer;
     unlink_timer(h, t);
     ctx->stats.timers++;
-    aio__trace(AIO_TRACE_TIMER_FIRE, t, now);
+    aio__trace(AIO_TRACE_TIMER_FIRE, t, h->run_now);
     progress = true;
     t->fn(t->opaque);
   }
-  h->running = outer;
-  h->run_now = outer_now;
   return progress;
 }
 
+/* All clocks are read before the first timer fires: what is armed meanwhile, on whichever clock, is not of this run. */
 bool aio__timers_run(AioContext *ctx) {
+  struct { bool running; int64_t now; } outer[AIO_CLOCKS];
   bool progress = false;
-  for (int c = 0; c < AIO_CLOCKS; c++) progress |= run_heap(ctx, (AioClock)c);
+  uint64_t last = ctx->timer_seq;
+  for (int c = 0; c < AIO_CLOCKS; c++) {
+    AioHeap *h = &ctx->heap[c];
+    outer[c].running = h->running;
+    outer[c].now = h->run_now;
+    h->running = true;
+    h->run_now = h->n ? now_of(ctx, (AioClock)c) : -1; /* nothing there: nothing is due, and nothing will be clamped */
+  }
+  for (int c = 0; c < AIO_CLOCKS; c++) progress |= run_heap(ctx, &ctx->heap[c], last);
+  for (int c = 0; c < AIO_CLOCKS; c++) {
+    ctx->heap[c].running = outer[c].running;
+    ctx->heap[c].run_now = outer[c].now;
+  }
   return progress;
 }
 
@@ -163,5 +166,6 @@ void aio__timers_drop(AioContext *ctx) {
     while (h->n) h->v[--h->n].timer->pos = -1;
     h->v = aio__realloc(h->v, 0);
     h->cap = 0;
+    ctx->ntimers = 0;
   }
 }
