@@ -29,6 +29,7 @@ link     = -pthread $(SAN) -Wl,-z,nodelete -ldl
 core_objects := $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/core/*.c))
 bind_objects := $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/bind/*.c))
 c_tests      := $(patsubst spec/core/%.c,$(BUILD)/test/%,$(wildcard spec/core/test_*.c))
+spec_helpers := $(patsubst spec/support/%.c,$(BUILD)/%.so,$(wildcard spec/support/*.c))
 lua_files    := $(wildcard lua/aioloop/*.lua)
 module       := $(BUILD)/aioloop/core.so
 
@@ -37,7 +38,7 @@ export LUA_PATH  = $(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;
 export LUA_CPATH = $(CURDIR)/$(BUILD)/?.so;;
 
 .DELETE_ON_ERROR:
-.PHONY: all deps demo test check check-c check-lua bench asan tsan valgrind lint luacheck cppcheck install clean
+.PHONY: all doc deps demo test check check-c check-lua bench asan tsan valgrind lint luacheck cppcheck install clean
 
 all: $(module)
 
@@ -69,13 +70,18 @@ $(BUILD)/test/%: spec/core/%.c $(core_objects)
 	$(compile) -MF $@.d -Icsrc -Icsrc/core -Ispec/core $(glib_cflags) -o $@ $< $(core_objects) \
 	  $(wraps) $(link) -Wl,--as-needed $(glib_libs)
 
-check: $(module) $(c_tests)
+# What the specs need from C and the module has no reason to offer: raw fds, sources of GLib's own.
+$(spec_helpers): $(BUILD)/%.so: spec/support/%.c
+	@mkdir -p $(@D)
+	$(compile) -MF $@.d $(lua_cflags) $(glib_cflags) $(LIBFLAG) -o $@ $< -Wl,--as-needed $(glib_libs)
+
+check: $(module) $(c_tests) $(spec_helpers)
 	@sh spec/run.sh $(BUILD) c lua
 
 check-c: $(c_tests)
 	@sh spec/run.sh $(BUILD) c
 
-check-lua: $(module)
+check-lua: $(module) $(spec_helpers)
 	@sh spec/run.sh $(BUILD) lua
 
 # Both start another make: what the set-up installs must be there before anything is asked of it.
@@ -88,6 +94,10 @@ demo: deps
 
 deps:
 	@sh .ci/setup
+
+# Pages of the API, in doc/api.
+doc:
+	ldoc -c doc/config.ld .
 
 bench: $(module)
 	@$(LUA) bench/run.lua
@@ -130,4 +140,4 @@ install: $(module)
 clean:
 	rm -rf build build-*
 
--include $(core_objects:.o=.d) $(bind_objects:.o=.d) $(c_tests:=.d)
+-include $(core_objects:.o=.d) $(bind_objects:.o=.d) $(c_tests:=.d) $(spec_helpers:=.d)

@@ -1,0 +1,36 @@
+-- SPDX-License-Identifier: MIT
+--- Arguments: every function and method with all that it was not made for: an error or a refusal, never a signal.
+
+local args = require "spec.support.args"
+local child = require "spec.support.child"
+
+describe("whatever it is given, it comes back:", function()
+  for _, name in ipairs(args.names()) do
+    it(name, function()
+      local it = child.run(("io.write(require 'spec.support.args'.try %q)"):format(name), 60)
+      assert.equal("", it.err:sub(1, 2000))
+      assert.equal(0, it.code)
+      assert.is_true(tonumber(it.out:match "%d+$") > 100, it.out)
+    end)
+  end
+
+  it("all of them are there", function()
+    local there = {}
+    for _, name in ipairs(args.names()) do there[name] = true end
+    local promised = {
+      ["aio."] = "context default current run stop now now_ns time type spawn await sleep sleep_until yield"
+        .. " self suspend wake enter wait_readable wait_writable",
+      ["glib."] = "iterate",
+      ["context:"] = "poll run stop notify close acquire release stats pollfd events timeout set_polling"
+        .. " on_error attach detach source schedule bh timer watch spawn co_schedule",
+      ["bh:"] = "schedule schedule_idle cancel scheduled close ref unref",
+      ["timer:"] = "arm arm_at disarm armed remaining missed close ref unref",
+      ["watch:"] = "set close ref unref",
+      ["task:"] = "join status name traceback wake keep ref unref",
+      ["clock:"] = "pause resume advance autojump",
+    }
+    for prefix, all in pairs(promised) do
+      for what in all:gmatch "[%w_]+" do assert.is_true(there[prefix .. what] or false, prefix .. what) end
+    end
+  end)
+end)
