@@ -22,8 +22,10 @@ found() {
 run() {
     expected=$1 name=$2
     shift 2
+    opt=-O0 # a bug is found before an optimiser has paid for itself
+    [ "$expected" = nothing ] && opt=-O2
     rm -f pan pan.* ./*.trail out
-    { spin -a "$@" "$model" && ${CC:-cc} -O1 -w -DNOFAIR -o pan pan.c && ./pan -a -m1000000; } >out 2>&1
+    { spin -a "$@" "$model" && ${CC:-cc} $opt -w -DNOFAIR -o pan pan.c && ./pan -a -m1000000; } >out 2>&1
     got=$(found)
     verdict=ok
     [ "$got" = "$expected" ] || { verdict="FAILED (expected $expected)"; bad=1; }

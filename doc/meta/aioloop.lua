@@ -1,0 +1,212 @@
+---@meta aioloop
+-- SPDX-License-Identifier: MIT
+-- What lua-language-server needs to know of the module; never loaded by a program.
+error("not a module: for editors only")
+
+---@class aioloop.options
+---@field name? string
+---@field backend? "auto"|"epoll"|"poll"|"io_uring"
+---@field poll_max_ns? number
+---@field poll_grow? number
+---@field poll_shrink? number
+---@field clock? "monotonic"|"realtime"|"boottime"|"virtual"
+
+---@class aioloop.context
+local context = {}
+---@param wait? boolean|number true: until progress; false: not at all; a number: seconds at most
+---@return boolean progress
+function context:poll(wait) end
+---@param fn? function
+---@param ... any
+---@return any ...
+function context:run(fn, ...) end
+function context:stop() end
+function context:notify() end
+function context:close() end
+function context:acquire() end
+function context:release() end
+---@return table
+function context:stats() end
+---@return integer? fd, string? message, integer? errno
+function context:pollfd() end
+---@return string
+function context:events() end
+---@return number? seconds
+function context:timeout() end
+---@param parameters {max_ns?: number, grow?: number, shrink?: number}
+function context:set_polling(parameters) end
+---@param fn? fun(err: any, where: string)
+function context:on_error(fn) end
+---@param main_context? lightuserdata
+---@param priority? integer
+---@return boolean? ok, string? message, integer? errno
+function context:attach(main_context, priority) end
+function context:detach() end
+---@return lightuserdata? source, string? message, integer? errno
+function context:source() end
+---@param fn function
+---@param ... any
+function context:schedule(fn, ...) end
+---@param fn function
+---@param ... any
+---@return aioloop.bh
+function context:bh(fn, ...) end
+---@param fn function|table
+---@param ... any
+---@return aioloop.timer
+function context:timer(fn, ...) end
+---@param fd any integer, file, or an object with getfd, fileno or pollfd
+---@param callbacks {read?: function, write?: function, poll?: fun(): boolean}
+---@return aioloop.watch? watch, string? message, integer? errno
+function context:watch(fd, callbacks) end
+---@param fn function
+---@param ... any
+---@return aioloop.task
+function context:spawn(fn, ...) end
+---@param co aioloop.task|thread
+---@param ... any
+---@return true
+function context:co_schedule(co, ...) end
+
+---@class aioloop.bh
+local bh = {}
+function bh:schedule() end
+function bh:schedule_idle() end
+function bh:cancel() end
+---@return boolean
+function bh:scheduled() end
+function bh:close() end
+---@return aioloop.bh
+function bh:ref() end
+---@return aioloop.bh
+function bh:unref() end
+
+---@class aioloop.timer
+local timer = {}
+---@param after number seconds
+---@param every? number seconds
+---@return aioloop.timer
+function timer:arm(after, every) end
+---@param t number seconds on its clock
+---@return aioloop.timer
+function timer:arm_at(t) end
+function timer:disarm() end
+---@return boolean
+function timer:armed() end
+---@return number? seconds
+function timer:remaining() end
+---@return integer
+function timer:missed() end
+function timer:close() end
+---@return aioloop.timer
+function timer:ref() end
+---@return aioloop.timer
+function timer:unref() end
+
+---@class aioloop.watch
+local watch = {}
+---@param callbacks {read?: function, write?: function, poll?: fun(): boolean}
+---@return aioloop.watch? watch, string? message, integer? errno
+function watch:set(callbacks) end
+function watch:close() end
+---@return aioloop.watch
+function watch:ref() end
+---@return aioloop.watch
+function watch:unref() end
+
+---@class aioloop.task
+local task = {}
+---@param timeout? number seconds
+---@return boolean? ok, any ...
+function task:join(timeout) end
+---@return "scheduled"|"running"|"waiting"|"ended"|"failed"|"cancelled"
+function task:status() end
+---@param name? string
+---@return string|aioloop.task|nil
+function task:name(name) end
+---@return string
+function task:traceback() end
+---@param ... any
+---@return boolean? ok, string? message
+function task:wake(...) end
+---@return aioloop.task
+function task:keep() end
+---@return aioloop.task
+function task:ref() end
+---@return aioloop.task
+function task:unref() end
+
+---@class aioloop.clock
+local clock = {}
+function clock:pause() end
+function clock:resume() end
+---@param seconds number
+function clock:advance(seconds) end
+---@param on boolean
+function clock:autojump(on) end
+---@return number seconds
+function clock:now() end
+
+---@class aioloop
+---@field version string
+---@field clock {virtual: aioloop.clock}
+---@overload fun(fn?: function, ...: any): any
+local aio = {}
+---@param options? aioloop.options
+---@return aioloop.context? ctx, string? message, integer? errno
+function aio.context(options) end
+---@return aioloop.context
+function aio.default() end
+---@return aioloop.context
+function aio.current() end
+---@param fn? function
+---@param ... any
+---@return any ...
+function aio.run(fn, ...) end
+function aio.stop() end
+---@return number seconds
+function aio.now() end
+---@return integer ns
+function aio.now_ns() end
+---@return number seconds since 1970
+function aio.time() end
+---@param x any
+---@return "context"|"bh"|"timer"|"watch"|"task"|"clock"|nil
+function aio.type(x) end
+---@param fn function
+---@param ... any
+---@return aioloop.task
+function aio.spawn(fn, ...) end
+---@param task aioloop.task
+---@return any ...
+function aio.await(task) end
+---@param seconds number
+---@return boolean? ok, string? message
+function aio.sleep(seconds) end
+---@param t number seconds on the clock of aio.now
+---@return boolean? ok, string? message
+function aio.sleep_until(t) end
+function aio.yield() end
+---@return aioloop.task?
+function aio.self() end
+---@param timeout? number seconds
+---@return any ...
+function aio.suspend(timeout) end
+---@param co aioloop.task|thread
+---@param ... any
+---@return boolean? ok, string? message
+function aio.wake(co, ...) end
+---@param co aioloop.task|thread
+---@param ... any
+---@return true
+function aio.enter(co, ...) end
+---@param fd any integer, file, or an object with getfd, fileno or pollfd
+---@param timeout? number seconds
+---@return boolean? ok, string? message, integer? errno
+function aio.wait_readable(fd, timeout) end
+---@param fd any integer, file, or an object with getfd, fileno or pollfd
+---@param timeout? number seconds
+---@return boolean? ok, string? message, integer? errno
+function aio.wait_writable(fd, timeout) end
+
+return aio
