@@ -26,7 +26,7 @@ end
 
 --- Starts curl in the background; when it has ended, its exit code is reported as one more request.
 local function start_curl(port, folder)
-  local site = ("http://127.0.0.1:%d/"):format(port)
+  local site = ("http://127.0.0.1:%s/"):format(port)
   local config <close> = assert(io.open(folder .. "/config", "w"))
   for n = 1, REQUESTS do
     config:write(('url = "%s%d"\noutput = "%s/%d"\n'):format(site, n, folder, n))
@@ -74,7 +74,7 @@ local function main(folder)
   end)
   ticker:arm(0.05, 0.05)
 
-  local server, port, stats = httpd.listen(function(path)
+  local port, stats = httpd.listen(function(path)
     local n = math.tointeger(path:sub(2))
     if n then
       count.requests = count.requests + 1
@@ -96,7 +96,6 @@ local function main(folder)
   count.curl = code
   ticker:close()
   idle:close()
-  server:cancel()
   return count
 end
 

@@ -55,9 +55,9 @@ local function serve(sock, respond)
   sock:close()
 end
 
---- Serves 127.0.0.1 on a free port until the returned task is cancelled.
+--- Serves 127.0.0.1 on a free port for as long as the loop runs, but is no reason for it to go on.
 -- @param respond function(path) -> body, or nil for 404; runs in the connection's coroutine
--- @return task, port, stats (stats.connections is counted up)
+-- @return port, stats (stats.connections is counted up)
 function httpd.listen(respond)
   local server = assert(socket.bind("127.0.0.1", 0, 128))
   server:settimeout(0)
@@ -65,7 +65,6 @@ function httpd.listen(respond)
   local stats = { connections = 0 }
 
   local function accept()
-    local _ <close> = setmetatable({}, { __close = function() server:close() end })
     while true do
       local sock = server:accept()
       if sock then
@@ -79,7 +78,8 @@ function httpd.listen(respond)
     end
   end
 
-  return aio.spawn(accept), tonumber(port), stats
+  aio.spawn(accept):unref()
+  return port, stats
 end
 
 return httpd
