@@ -72,7 +72,9 @@ typedef void AioAroundFn(AioFn *turn, void *turn_opaque, void *opaque);
 void aio_context_set_around(AioContext *ctx, AioAroundFn *around, void *opaque);
 /* ns until the next turn has something to do: 0 now, AIO_FOREVER never by itself. */
 int64_t aio_context_timeout(AioContext *ctx);
-/* One fd that is readable whenever a turn would find work, for embedding in another loop; -ENOTSUP for backend "poll". */
+/* One fd that is readable whenever a turn would find work, for embedding in another loop; -ENOTSUP for backend "poll".
+ * An epoll that watches it must add it again when an fd was closed behind the loop's back while a duplicate lives: the
+ * set is then built anew under the same number. poll and select need not care. */
 int aio_context_pollfd(AioContext *ctx);
 /* True while something can still make a turn run: a pending BH or coroutine, an armed timer, a watch. */
 bool aio_context_can_wake(const AioContext *ctx);

@@ -32,7 +32,7 @@ specs() {
     count=$build/test/specs.count
     echo "before the first spec" >"$count"
     # shellcheck disable=SC2086
-    timeout -k 5 200 $RUN lua5.4 /usr/bin/busted --ignore-lua --cpath="$build/?.so" \
+    timeout -k 5 "${SPEC_SECONDS:-200}" $RUN lua5.4 /usr/bin/busted --ignore-lua --cpath="$build/?.so" \
         -o spec/report.lua -Xoutput "$count" $BUSTED
     code=$?
     if grep -qx '[0-9]* [0-9]*' "$count"; then

@@ -383,20 +383,21 @@ static LTask *known_to(const LContext *c, const lua_State *co) {
   return NULL;
 }
 
-/* A spawned task by its thread, of whatever context. */
-static LTask *known(lua_State *L, LContext *c, const lua_State *co) { /* [-0, +0, -] */
+/* A spawned task by its thread, of whatever context. Nobody has got hold of the thread before it began. */
+static LTask *known(lua_State *L, LContext *c, lua_State *co) { /* [-0, +0, -] */
   LRuntime *rt = c->rt;
   if (rt->task && rt->task->L == co) return rt->task;
+  if (fresh(co)) return NULL;
   LTask *t = known_to(c, co);
+  if (t) return t;
+  int top = lua_gettop(L);
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
-  for (lua_Integer id = 1; !t && id <= rt->last_id; id++) {
-    if (lua_rawgeti(L, -1, -id) == LUA_TUSERDATA) {
-      const LContext *other = ((LContextBox *)lua_touserdata(L, -1))->c;
-      if (other && !other->closed) t = known_to(other, co);
-    }
+  for (lua_pushnil(L); !t && lua_next(L, -2);) {
+    const LContextBox *other = lua_touserdata(L, -1); /* NULL: an anchor table */
+    if (other && other->c && !other->c->closed) t = known_to(other->c, co);
     lua_pop(L, 1);
   }
-  lua_pop(L, 1);
+  lua_settop(L, top);
   return t;
 }
 
@@ -848,20 +849,27 @@ static int task_ref(lua_State *L) { return set_unref(L, false); }
 @treturn task itself */
 static int task_unref(lua_State *L) { return set_unref(L, true); }
 
+/* Nobody will join it any more. This may be lua_close, so no Lua is entered: the end of the next turn reports it. */
+static void report_later(lua_State *L, LTask *t) { /* [-0, +0, m] the handle is at 1 */
+  lua_getiuservalue(L, 1, 1);
+  t->slot = aioL_anchor(L, t->c, -1, t);
+  lua_pop(L, 1);
+  t->keep = false;
+  t->next_failed = t->c->failed; /* which takes over the handle's reference */
+  t->c->failed = t;
+  aio_notify(t->c->core); /* there may be no other reason for a turn */
+}
+
 static int task_gc(lua_State *L) {
   LTaskBox *box = aioL_check(L, 1, L_TASK);
   LTask *t = box->t;
   if (!t) return 0;
-  LContext *c = t->c;
   box->t = NULL;
-  LFrame f;
-  if (t->state == L_BROKEN && !t->joined && t->keep && !c->closed && aioL_enter(L, c, &f)) {
-    t->joined = true;
-    lua_pushnil(L);
-    aioL_report(c, NULL, t);
-    aioL_leave(L, &f);
+  if (t->state == L_BROKEN && !t->joined && t->keep && !t->c->closed) {
+    report_later(L, t);
+  } else {
+    aioL_task_unref(t);
   }
-  aioL_task_unref(t);
   return 0;
 }
 

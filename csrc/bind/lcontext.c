@@ -336,6 +336,10 @@ static int run_protected(lua_State *L) {
     aioL_turns(L, c, finished, main);
     aioL_raise(L, c);
   }
+  if (c->failed && !c->closed) { /* a handle was collected since */
+    aioL_turn(L, c, 0);
+    aioL_raise(L, c);
+  }
   return 0;
 }
 

@@ -204,7 +204,8 @@ bool aio__fds_test(AioContext *ctx) {
     AioWatch *w = container_of(l, AioWatch, testers);
     ctx->next_tester = l->next;
     ctx->tested = w;
-    if (w->lost || ctx->fds[w->fd].busy & 1 << w->dir || !w->test(w->opaque) || !ctx->tested) continue;
+    bool may_ask = !w->lost && !(ctx->fds[w->fd].busy & 1 << w->dir);
+    if (!may_ask || !w->test(w->opaque) || ctx->tested != w) continue; /* closed by its own test: no longer there */
     make_ready(ctx, w);
     found = true;
   }

@@ -804,6 +804,18 @@ describe("two contexts", function()
       assert.same({ true, 7 }, { task:join() })
     end)
 
+    it("a coroutine known by its thread is woken with its values, in its own context too", function()
+      local a, co = d.context(), nil
+      local task = a:spawn(function()
+        co = coroutine.running()
+        return aio.suspend()
+      end)
+      d.turn(a)
+      assert.is_true(aio.wake(co, 7, nil, 8))
+      d.wait(a, ended(task))
+      assert.same({ n = 4, true, 7, nil, 8 }, table.pack(task:join()))
+    end)
+
     it("a task that joins one of a context that is closed is told", function()
       local a, b = d.context(), d.context()
       local task = b:spawn(aio.suspend)

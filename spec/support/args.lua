@@ -79,7 +79,8 @@ local values = {
   function() return NOTHING end, function() return nil end, function() return -1 end, function() return 2 ^ 40 end,
   function() return 2 ^ 40 | 0 end, function() return 0 / 0 end, function() return math.huge end,
   function() return -math.huge end, function() return 0 end, function() return 0.5 end,
-  function() return math.mininteger end, function() return math.maxinteger end, function() return "" end, function() return "10" end, function() return true end,
+  function() return math.mininteger end, function() return math.maxinteger end, function() return "" end,
+  function() return "10" end, function() return true end,
   function() return false end, function() return {} end, function() return nop end, function() return io.stderr end,
   function() return coroutine.create(nop) end, function() return coroutine.running() end,
   function()
@@ -100,8 +101,8 @@ local values = {
   function() return { clock = 1, nop } end,
   function() return { read = 1, max_ns = -1, poll_max_ns = 0 / 0, backend = 1, name = {} } end,
   function() return { read = nop, poll = 1, max_ns = "1", poll_max_ns = -1, backend = "none" } end,
-  function() return { poll = nop, max_ns = math.huge, poll_max_ns = math.huge, backend = "io_uring", clock = "none" } end,
-  function() return { clock = "virtual", max_ns = 1e18, grow = 1e18, shrink = 1e18, table.unpack({}, 1, 1) } end,
+  function() return { poll = nop, max_ns = math.huge, poll_max_ns = 9e99, backend = "io_uring", clock = "none" } end,
+  function() return { clock = "virtual", max_ns = 1e18, grow = 1e18, shrink = 1e18 } end,
 }
 for _, kind in ipairs(kinds) do
   values[#values + 1] = function() return make[kind](new_context()) end

@@ -11,13 +11,13 @@ local function take(name)
   return file:read "a"
 end
 
---- Runs a script with this interpreter's modules; `seconds` is when it counts as hung.
-function child.run(source, seconds)
+--- Runs a script with this interpreter's modules; `seconds` is when it counts as hung, `env` stands before the command.
+function child.run(source, seconds, env)
   local script, out, err = os.tmpname(), os.tmpname(), os.tmpname()
   local file <close> = assert(io.open(script, "w"))
   file:write(("package.path, package.cpath = %q, %q "):format(package.path, package.cpath), source)
   file:close()
-  local command = ("timeout -k 2 %d lua5.4 %s >%s 2>%s"):format(seconds or 60, script, out, err)
+  local command = ("%s timeout -k 2 %d lua5.4 %s >%s 2>%s"):format(env or "", seconds or 60, script, out, err)
   local _, kind, code = os.execute(command)
   local result = { code = kind == "exit" and code or 128 + code, out = take(out), err = take(err) }
   for _, name in ipairs { script, out, err } do os.remove(name) end
