@@ -171,7 +171,7 @@ static int sleep_at(lua_State *L, LTicket *tk, int64_t deadline) {
 
 /*** Suspends the caller for a while. Never returns early.
 @function sleep
-@number seconds how long; 0 or less lets one turn of the loop pass
+@number seconds how long; 0 or less: until the timers of this turn or the next have run
 @treturn boolean true, or nil, "closed" */
 static int wait_sleep(lua_State *L) {
   int64_t ns = aioL_check_ns(L, 1);

@@ -203,7 +203,7 @@ describe("finalisers of the script", function()
         local now = first
         first = second
         return now
-      end)), 20, "ASAN_OPTIONS=exitcode=99:detect_leaks=0") -- Lua itself lets go of nothing that is made during lua_close
+      end)), 20, "ASAN_OPTIONS=exitcode=99:detect_leaks=0") -- Lua lets go of nothing that lua_close sees made
       assert.equal("", it.err)
       assert.equal(0, it.code)
       assert.equal(".", it.out:sub(-1))
