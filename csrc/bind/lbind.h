@@ -25,6 +25,7 @@ typedef struct LTask LTask;
 /* One for each lua_State, first upvalue of every function; the second is the weak table of anchor tables. */
 typedef struct LRuntime {
   const void *meta[L_KINDS]; /* addresses of the metatables, which the registry keeps alive */
+  int meta_ref[L_KINDS];     /* registry: the same metatables, found without a string */
   int anchors;               /* registry: weak table, LContext id -> anchor table */
   int threads;               /* registry: ephemeron table, adopted thread -> task userdata */
   int def;                   /* registry: the default context, or LUA_NOREF */

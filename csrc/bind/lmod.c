@@ -40,12 +40,15 @@ void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const char *name, const 
   lua_pushvalue(L, -1);
   lua_setfield(L, -2, "__index");
   rt->meta[kind] = lua_topointer(L, -1);
-  lua_pop(L, 1);
+  if (rt->meta_ref[kind])
+    lua_pop(L, 1); /* required again: the same table */
+  else
+    rt->meta_ref[kind] = luaL_ref(L, LUA_REGISTRYINDEX);
 }
 
 void aioL_set_class(lua_State *L, LRuntime *rt, LKind kind) {
-  UNUSED(rt);
-  luaL_setmetatable(L, class_names[kind]);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[kind]);
+  lua_setmetatable(L, -2);
 }
 
 int aioL_fail(lua_State *L, int rc) {
