@@ -39,20 +39,25 @@ void aioL_task_unref(LTask *t) {
 
 /* ---- handles ---- */
 
-/* A spawned task's handles are known weakly by slot, an adopted one's by thread. */
-static void push_handles(lua_State *L, LContext *c) { /* [-0, +1, m] weak table, made at first use */
+/* A weak table of the side table, made at first use. */
+static void push_weak(lua_State *L, LContext *c, int key, const char *mode) { /* [-0, +1, m] */
   aioL_push_side(L, c);
-  if (lua_rawgeti(L, -1, SIDE_HANDLES) == LUA_TNIL) {
+  if (lua_rawgeti(L, -1, key) == LUA_TNIL) {
     lua_pop(L, 1);
     lua_newtable(L);
     lua_createtable(L, 0, 1);
-    lua_pushliteral(L, "v");
+    lua_pushstring(L, mode);
     lua_setfield(L, -2, "__mode");
     lua_setmetatable(L, -2);
     lua_pushvalue(L, -1);
-    lua_rawseti(L, -3, SIDE_HANDLES);
+    lua_rawseti(L, -3, key);
   }
   lua_remove(L, -2);
+}
+
+/* A spawned task's handles are known weakly by slot, an adopted one's by thread. */
+static void push_handles(lua_State *L, LContext *c) { /* [-0, +1, m] */
+  push_weak(L, c, SIDE_HANDLES, "v");
 }
 
 /* stack: ..., thread -> ..., thread, handle (without a task yet) */
@@ -559,21 +564,11 @@ static int mod_enter(lua_State *L) {
 
 /* Remembers where, for the error of whoever schedules it a second time. */
 static void note_place(lua_State *L, LTask *t) { /* [-0, +0, m] */
-  aioL_push_side(L, t->c);
-  if (lua_rawgeti(L, -1, SIDE_SCHEDULED_AT) == LUA_TNIL) {
-    lua_pop(L, 1);
-    lua_newtable(L);
-    lua_createtable(L, 0, 1);
-    lua_pushliteral(L, "k");
-    lua_setfield(L, -2, "__mode");
-    lua_setmetatable(L, -2);
-    lua_pushvalue(L, -1);
-    lua_rawseti(L, -3, SIDE_SCHEDULED_AT);
-  }
+  push_weak(L, t->c, SIDE_SCHEDULED_AT, "k");
   push_thread(L, t);
   luaL_where(L, 1);
   lua_rawset(L, -3);
-  lua_pop(L, 2);
+  lua_pop(L, 1);
 }
 
 /*** Schedules a coroutine: it is entered from a bottom half of this context.
@@ -758,18 +753,7 @@ static int task_status(lua_State *L) {
 }
 
 static void push_names(lua_State *L, LContext *c) { /* [-0, +1, m] thread -> name, weak */
-  aioL_push_side(L, c);
-  if (lua_rawgeti(L, -1, SIDE_TASK_NAMES) == LUA_TNIL) {
-    lua_pop(L, 1);
-    lua_newtable(L);
-    lua_createtable(L, 0, 1);
-    lua_pushliteral(L, "k");
-    lua_setfield(L, -2, "__mode");
-    lua_setmetatable(L, -2);
-    lua_pushvalue(L, -1);
-    lua_rawseti(L, -3, SIDE_TASK_NAMES);
-  }
-  lua_remove(L, -2);
+  push_weak(L, c, SIDE_TASK_NAMES, "k");
 }
 
 static void push_name(lua_State *L, LTask *t) { /* [-0, +1, m] string or nil */
