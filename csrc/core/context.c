@@ -37,15 +37,6 @@ static const AioFdMon *find_backend(const char *name) {
   return strcmp(name, "poll") ? NULL : &aio__fdmon_poll;
 }
 
-static int init_lock(pthread_mutex_t *lock) {
-  pthread_mutexattr_t attr;
-  pthread_mutexattr_init(&attr);
-  pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
-  int rc = pthread_mutex_init(lock, &attr);
-  pthread_mutexattr_destroy(&attr);
-  return -rc;
-}
-
 static int open_backend(AioContext *ctx, const AioOptions *opts) {
   ctx->mon = find_backend(opts->backend);
   if (!ctx->mon) return -EINVAL;
@@ -72,7 +63,7 @@ int aio_context_new(AioContext **out, const AioOptions *opts) {
   list_init(&ctx->fd_ready);
   list_init(&ctx->testers);
   ctx->wake_at = &ctx->woken;
-  int rc = init_lock(&ctx->lock);
+  int rc = -pthread_mutex_init(&ctx->lock, NULL);
   if (rc < 0) goto no_lock;
   rc = aio_notifier_open(&ctx->notifier);
   if (rc < 0) goto no_notifier;
@@ -115,8 +106,23 @@ void aio_context_unref(AioContext *ctx) {
 }
 
 bool aio_context_closed(const AioContext *ctx) { return atomic_load_explicit(&ctx->closed, memory_order_relaxed); }
-void aio_context_acquire(AioContext *ctx) { pthread_mutex_lock(&ctx->lock); }
-void aio_context_release(AioContext *ctx) { pthread_mutex_unlock(&ctx->lock); }
+
+/* Recursive by its owner's name and not by its type: glibc takes a plain mutex without an atomic operation while the
+ * process has one thread. Nobody but the owner can find its own name there. */
+void aio_context_acquire(AioContext *ctx) {
+  if (atomic_load_explicit(&ctx->lock_owner, memory_order_relaxed) != aio__self()) {
+    pthread_mutex_lock(&ctx->lock);
+    atomic_store_explicit(&ctx->lock_owner, aio__self(), memory_order_relaxed);
+  }
+  ctx->lock_depth++;
+}
+
+void aio_context_release(AioContext *ctx) {
+  if (atomic_load_explicit(&ctx->lock_owner, memory_order_relaxed) != aio__self() || --ctx->lock_depth) return;
+  atomic_store_explicit(&ctx->lock_owner, 0, memory_order_relaxed);
+  pthread_mutex_unlock(&ctx->lock);
+}
+
 void aio_context_set_home(AioContext *ctx) { atomic_store_explicit(&ctx->home, aio__self(), memory_order_relaxed); }
 const char *aio_context_backend(const AioContext *ctx) { return ctx->mon->name; }
 

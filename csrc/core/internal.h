@@ -84,6 +84,8 @@ struct AioContext {
   atomic_bool closed;            /* written by home */
   _Atomic(uintptr_t) home;       /* any reads; the id of the home thread, 0: none */
   pthread_mutex_t lock;          /* any */
+  _Atomic(uintptr_t) lock_owner; /* written by who holds the lock; 0: nobody */
+  unsigned lock_depth;           /* who holds the lock */
 
   /* notify.c */
   atomic_uint notify_me;         /* written by home: 2 per sleeper, bit 0 for the GSource; read by any */
