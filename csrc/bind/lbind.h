@@ -170,7 +170,7 @@ bool aioL_take(LTicket *tk, LOutcome outcome, int err);
 bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err); /* the same without waking */
 LTask *aioL_waiter(lua_State *L, LContext *c); /* [-0, +0, e] the task to suspend; NULL: wait by polling; raises: neither */
 
-/* ---- lco.c ---- */
+/* ---- lco.c, lwake.c, ltask.c ---- */
 
 typedef enum LState { L_SCHEDULED, L_RUNNING, L_WAITING, L_ENDED, L_BROKEN, L_CANCELLED } LState;
 
@@ -188,8 +188,24 @@ struct LTask {
   bool unref, keep, adopted, joined;
 };
 
+typedef struct LJoin {
+  struct LJoin *next, **link;
+  LTask *t; /* counted */
+  LTicket *tk;
+} LJoin;
+
 typedef struct LTaskBox { LTask *t; } LTaskBox; /* the userdata; user value 1 is the thread */
 
+void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode); /* [-0, +1, m] of the side table, made at first use */
+void aioL_push_thread(lua_State *L, LTask *t);       /* [-0, +1, m] */
+void aioL_push_task(lua_State *L, LTask *t);         /* [-0, +1, m] its handle */
+void aioL_push_origin(lua_State *L, lua_State *co);  /* [-0, +1, m] where its function was defined, or nil */
+LTask *aioL_check_co(lua_State *L, int idx, LContext *c); /* [-0, +0, e] any coroutine; a plain one is adopted */
+LTask *aioL_task_at(const LContext *c, uint32_t slot); /* NULL: free, or another kind of owner */
+bool aioL_resumable(lua_State *co);
+bool aioL_dead(lua_State *co);
+extern const LWaitOps aioL_suspend_ops;
+int aioL_task_wake(lua_State *L);                    /* task:wake */
 LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who); /* [-n, +1, m] fn, args from `first` -> task */
 void aioL_task_unref(LTask *t);
 void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters or schedules it */
@@ -208,6 +224,8 @@ void aioL_open_bh(lua_State *L, LRuntime *rt, int module);
 void aioL_open_timer(lua_State *L, LRuntime *rt, int module);
 void aioL_open_watch(lua_State *L, LRuntime *rt, int module);
 void aioL_open_co(lua_State *L, LRuntime *rt, int module);
+void aioL_open_wake(lua_State *L, LRuntime *rt, int module);
+void aioL_open_task(lua_State *L, LRuntime *rt, int module);
 void aioL_open_source(lua_State *L, LRuntime *rt, int module);
 void aioL_open_wait(lua_State *L, LRuntime *rt, int module);
 /* Adds functions that know the runtime to the table on top of the stack. */

@@ -216,6 +216,8 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_timer(L, rt, 1);
   aioL_open_watch(L, rt, 1);
   aioL_open_co(L, rt, 1);
+  aioL_open_wake(L, rt, 1);
+  aioL_open_task(L, rt, 1);
   aioL_open_wait(L, rt, 1);
   aioL_open_source(L, rt, 1);
   lua_settop(L, 1);
