@@ -137,6 +137,7 @@ void aio_co_close(AioCo *co);                 /* takes it out of every queue */
 typedef enum AioClock { AIO_CLOCK_MONOTONIC, AIO_CLOCK_REALTIME, AIO_CLOCK_BOOTTIME, AIO_CLOCK_VIRTUAL, AIO_CLOCKS } AioClock;
 
 int64_t aio_clock_now(AioClock clock); /* ns; not for AIO_CLOCK_VIRTUAL [any] */
+uint32_t aio_clock_coarse_ms(void);    /* monotonic, some ms behind, wraps; costs a quarter [any] */
 
 /* A clock that runs only when told: starts paused at 0. Belongs to one thread, like the contexts that use it. */
 AioVClock *aio_vclock_new(void); /* NULL: out of memory */

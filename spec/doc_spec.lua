@@ -68,6 +68,13 @@ describe("doc/meta/aioloop.lua", function()
       watch = ctx:watch(pipe, {}),
       task = ctx:spawn(print),
       clock = aio.clock.virtual,
+      group = aio.group(),
+      mutex = aio.mutex(),
+      rwlock = aio.rwlock(),
+      condition = aio.condition(),
+      semaphore = aio.semaphore(1),
+      event = aio.event(),
+      queue = aio.queue(),
     }
     seen("aio", aio)
     for class, object in pairs(objects) do

@@ -9,13 +9,13 @@ passed=0
 failed=0
 mkdir -p "$build/test"
 
-# One program is one test: it fails by its exit code.
+# One program is one test: it fails by its exit code. The alarm of check.h, which names what hangs, comes first.
 c_tests() {
     for source in spec/core/test_*.c; do
         name=$(basename "$source" .c)
         # $RUN is a list of words.
         # shellcheck disable=SC2086
-        timeout -k 5 60 $RUN "$build/test/$name" >"$build/test/$name.log" 2>&1
+        timeout -k 5 120 $RUN "$build/test/$name" >"$build/test/$name.log" 2>&1
         code=$?
         if [ $code = 0 ]; then
             passed=$((passed + 1))

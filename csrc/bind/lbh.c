@@ -232,5 +232,5 @@ void aioL_open_bh(lua_State *L, LRuntime *rt, int module) {
     {"scheduled", bh_scheduled}, {"close", bh_close}, {"ref", bh_ref}, {"unref", bh_unref}, {"__gc", bh_close},
     {"__close", bh_close}, {"__tostring", bh_tostring}, {NULL, NULL}};
   UNUSED(module);
-  aioL_class(L, rt, L_BH, "aioloop.bh", methods);
+  aioL_class(L, rt, L_BH, methods);
 }

@@ -12,15 +12,27 @@
 #include <lua.h>
 
 #include "aio.h"
+#include "list.h"
 
 #if LUA_VERSION_NUM < 504
 #error "aioloop needs Lua 5.4"
 #endif
 
-typedef enum LKind { L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_KINDS } LKind;
+typedef enum LKind {
+  L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_CANCEL, L_WRAP, L_GROUP,
+  L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_KINDS
+} LKind;
 
 typedef struct LContext LContext;
 typedef struct LTask LTask;
+typedef struct LScope LScope;
+typedef struct LWrap LWrap;
+
+/* What surrounds the code that runs: in a task it is the task's (LTies), elsewhere that of the nesting level. */
+typedef struct LFlow {
+  LScope *scopes; /* innermost first, outside of any wrapped coroutine */
+  LWrap *wrap;    /* the innermost wrapped coroutine that runs */
+} LFlow;
 
 /* One for each lua_State, first upvalue of every function; the second is the weak table of anchor tables. */
 typedef struct LRuntime {
@@ -34,6 +46,11 @@ typedef struct LRuntime {
   lua_State *main;
   lua_State *base;           /* the state in which callbacks run at this nesting level; NULL: no turn is running */
   LTask *task;               /* the loop coroutine that runs at this nesting level */
+  LFlow flow;                /* of this nesting level, while no task runs */
+  LScope *spare_scopes;      /* lscope.c: to be used again */
+  uint64_t last_serial;      /* of scopes */
+  struct LHold *spare_holds; /* lsync.c */
+  int objects;               /* registry: weak table, address of the struct (light) -> userdata that core events find by it */
   lua_State *lent;           /* runs the turns that the core takes by itself (vclock:advance); NULL: none is lent */
   LContext *erred;           /* collected an error in such a turn */
   AioVClock *vclock;
@@ -55,6 +72,7 @@ struct LContext {
   unsigned depth;     /* turns of this context on the C stack */
   unsigned runs;      /* ctx:run on the C stack */
   uint64_t live;      /* referenced things; keeps run going */
+  uint32_t born;      /* tasks made so far */
   unsigned errors;    /* collected in the side table and not raised yet */
   bool closed, stopping;
   bool lost;          /* an error that could not be collected, for want of memory or of C stack, is in the side table */
@@ -77,7 +95,8 @@ typedef struct LContextBox {
 extern const char aioL_context_magic;
 
 /* Keys of the side table, which is anchor[0]. */
-enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NAMES, SIDE_HANDLES, SIDE_SCHEDULED_AT, SIDE_LOST };
+enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NAMES, SIDE_HANDLES, SIDE_SCHEDULED_AT, SIDE_LOST,
+  SIDE_CANCELS, SIDE_TRACES, SIDE_SITES };
 
 /* ---- lmod.c: arguments and objects ---- */
 
@@ -85,9 +104,13 @@ enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NA
 
 static inline LRuntime *aioL_runtime(lua_State *L) { return lua_touserdata(L, lua_upvalueindex(1)); }
 
+void aioL_know(lua_State *L, const void *object);                /* [-0, +0, m] the userdata on top, in rt->objects */
+void aioL_push_runtime(lua_State *L, LRuntime *rt);             /* [-0, +1, m] as upvalue 1 */
+LRuntime *aioL_find_runtime(lua_State *L);                       /* [-0, +0, m] where there is no upvalue: hooks, handlers */
 void *aioL_test(lua_State *L, int idx, LKind kind);              /* [-0, +0, -] NULL: something else */
 void *aioL_check(lua_State *L, int idx, LKind kind);             /* [-0, +0, v] */
-void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const char *name, const luaL_Reg *methods); /* [-0, +0, m] */
+const char *aioL_kind_name(LKind kind);                          /* what aio.type says */
+void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const luaL_Reg *methods); /* [-0, +0, m] */
 void aioL_set_class(lua_State *L, LRuntime *rt, LKind kind);     /* [-0, +0, -] of the userdata on top */
 int aioL_fail(lua_State *L, int rc);                             /* [-0, +3, m] nil, message, errno; rc is -errno */
 int64_t aioL_check_ns(lua_State *L, int idx);                    /* [-0, +0, v] seconds -> ns, rounded up; AIO_FOREVER */
@@ -121,6 +144,7 @@ typedef struct LFrame {
   LContext *c, *current;
   lua_State *L, *base_L;
   LTask *task;
+  LFlow flow;
   int base;
 } LFrame;
 
@@ -140,21 +164,26 @@ void aioL_turns(lua_State *L, LContext *c, bool (*done)(const LContext *, const 
 
 typedef struct LTicket LTicket;
 
+typedef enum LOutcome { L_PENDING, L_DONE, L_TIMEOUT, L_CLOSED, L_FAILED, L_CANCELLING } LOutcome;
+
 typedef struct LWaitOps {
   const char *name;                           /* of the operation, for reports */
-  void (*leave)(LTicket *tk);                 /* takes it out of its queue, once, whoever wins; NULL: none */
+  void (*leave)(LTicket *tk);                 /* takes it out of its queue, once, whoever wins; NULL: link is unlinked */
   int (*results)(lua_State *L, LTicket *tk);  /* [-0, +n, m] of a completed operation; NULL: true */
+  void (*revoke)(lua_State *L, LTicket *tk);  /* [-0, +0, -] completed, but nobody will take the result; NULL: no loss */
+  bool (*settle)(LTicket *tk, LOutcome outcome); /* false: there is more to wait for, with this outcome; NULL: never */
+  bool immune;                                /* no cancel raises before it waits */
 } LWaitOps;
-
-typedef enum LOutcome { L_PENDING, L_DONE, L_TIMEOUT, L_CLOSED, L_FAILED } LOutcome;
 
 struct LTicket {
   LContext *c;
   LTask *task;          /* NULL: waits by polling */
   const LWaitOps *ops;  /* NULL: nobody waits */
   void *op;             /* the operation's own */
-  int err;              /* L_FAILED: -errno */
+  AioLink link;         /* in the queue of what it waits for */
+  int err;              /* L_FAILED: -errno; aio.suspend: number of its results */
   int at;               /* aio.suspend, when it is over: its results are above this place of the stack */
+  uint32_t since;       /* ms, coarse: when the wait began */
   uint8_t outcome;
   AioTimer timer;       /* timeout, or the sleep itself */
 };
@@ -167,55 +196,137 @@ void aioL_ticket_drop(LTicket *tk);                                    /* the se
 int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns);          /* [-0, +n, e] */
 /* The first to take an open ticket decides its outcome and wakes the waiter; false: it was gone. */
 bool aioL_take(LTicket *tk, LOutcome outcome, int err);
+bool aioL_take_later(LTicket *tk, LOutcome outcome, int err);   /* the same, but the waiter never runs within this call */
 bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err); /* the same without waking */
+/* For an operation that need not wait now: a cancelled caller does not get that far. Raises as aioL_ticket. */
+void aioL_checkpoint(lua_State *L); /* [-0, +0, e] */
+static inline LTicket *aioL_ticket_first(AioLink *queue) { /* first come, first served */
+  return list_empty(queue) ? NULL : container_of(queue->next, LTicket, link);
+}
 LTask *aioL_waiter(lua_State *L, LContext *c); /* [-0, +0, e] the task to suspend; NULL: wait by polling; raises: neither */
 
 /* ---- lco.c, lwake.c, ltask.c ---- */
 
 typedef enum LState { L_SCHEDULED, L_RUNNING, L_WAITING, L_ENDED, L_BROKEN, L_CANCELLED } LState;
 
+/* A task, or all that is no task, holds a lock (lsync.c). */
+typedef struct LHold {
+  AioLink in_lock, in_task; /* in_task: not linked without a task */
+  struct LLock *lock;
+  LTask *task;
+  struct LHold *next_spare;
+} LHold;
+
+/* What few tasks have. */
+typedef struct LTies {
+  LFlow flow;
+  AioLink joiners;         /* tickets */
+  struct LMember *member;  /* lgroup.c */
+  AioLink held;            /* LHold */
+} LTies;
+
 struct LTask {
   LContext *c;
   AioCo co;
   LTicket ticket;
   lua_State *L;
-  struct LJoin *joiners;
+  LTies *ties;        /* NULL: none */
   LTask *next_failed; /* in c->failed */
   uint32_t slot;      /* anchors the thread */
   uint32_t refs;      /* handles, and one while it has not ended */
-  int nargs;          /* values on L's stack for the next resume */
+  uint32_t born;      /* counts the context's tasks */
+  int nargs;          /* values on the waiting state's stack for the next resume */
   uint8_t state;
-  bool unref, keep, adopted, joined;
+  uint8_t ending;     /* how its body ended, or 0 */
+  uint8_t raised;     /* how often a cancel was raised in it, up to 2 */
+  bool unref, keep, adopted, joined, cancelled;
 };
-
-typedef struct LJoin {
-  struct LJoin *next, **link;
-  LTask *t; /* counted */
-  LTicket *tk;
-} LJoin;
 
 typedef struct LTaskBox { LTask *t; } LTaskBox; /* the userdata; user value 1 is the thread */
 
 void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode); /* [-0, +1, m] of the side table, made at first use */
 void aioL_push_thread(lua_State *L, LTask *t);       /* [-0, +1, m] */
 void aioL_push_task(lua_State *L, LTask *t);         /* [-0, +1, m] its handle */
-void aioL_push_origin(lua_State *L, lua_State *co);  /* [-0, +1, m] where its function was defined, or nil */
 LTask *aioL_check_co(lua_State *L, int idx, LContext *c); /* [-0, +0, e] any coroutine; a plain one is adopted */
 LTask *aioL_task_at(const LContext *c, uint32_t slot); /* NULL: free, or another kind of owner */
+LTies *aioL_ties(lua_State *L, LTask *t);            /* [-0, +0, m] made at first use */
+void aioL_finish(LContext *c, LTask *t, LState state);
+void aioL_revive(lua_State *L, LTask *t);            /* [-0, +0, m] what runs or waits is anchored and counted, also if it is adopted */
+bool aioL_fresh(lua_State *co);                      /* a function that has not begun */
 bool aioL_resumable(lua_State *co);
+int aioL_reset_thread(lua_State *co, lua_State *from); /* its <close> variables run; leaves an error or nothing */
 bool aioL_dead(lua_State *co);
 extern const LWaitOps aioL_suspend_ops;
-int aioL_task_wake(lua_State *L);                    /* task:wake */
+int aioL_task_wake(lua_State *L), aioL_task_traceback(lua_State *L), aioL_task_info(lua_State *L); /* methods */
 LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who); /* [-n, +1, m] fn, args from `first` -> task */
 void aioL_task_unref(LTask *t);
 void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters or schedules it */
+void aioL_wake_later(LTask *t, const char *who);     /* the same, never within this call */
 static inline bool aioL_task_ended(const LTask *t) { return t->state >= L_ENDED; }
-void aioL_task_label(lua_State *L, LTask *t);        /* [-0, +1, m] "task 'name'" */
 int aioL_task_push_error(lua_State *L, LTask *t);    /* [-0, +1, -] of a failed one, with its traceback if it is a string */
 int aioL_task_results(lua_State *L, LTask *t, bool raise); /* [-0, +n, e] true, ... | false, err; or raises err */
 void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
 void aioL_report_unjoined(LContext *c);              /* at the end of a turn */
+
+/* ---- lscope.c: cancelling, and scopes ---- */
+
+struct LScope {
+  LScope *outer;
+  LContext *c;        /* counted */
+  LTask *task;        /* NULL: of a nesting level */
+  LTicket *polled;    /* the nesting level waits by polling, with this ticket */
+  AioTimer timer;
+  uint64_t serial;    /* of its error values */
+  bool expired, shield;
+};
+
+/* Whether the code that runs is cancelled, and by which scope, the outermost first; NULL: the task itself. */
+bool aioL_cancelled(const LFlow *flow, const LTask *t, LScope **scope);
+int aioL_raise_cancel(lua_State *L, LRuntime *rt);           /* [-0, +0, e] what runs is cancelled */
+void aioL_polls(LRuntime *rt, LTicket *tk);                  /* scopes around a polling wait know its ticket; NULL: it is over */
+void aioL_push_cancel(lua_State *L, LTask *t);               /* [-0, +1, m] the error value of a cancelled task */
+bool aioL_is_own_cancel(lua_State *L, LTask *t);             /* [-0, +0, m] is it the value on top? */
+bool aioL_is_cancelled(lua_State *L);                        /* [-0, +0, -] would a wait here be cancelled? */
+void aioL_cancel_quietly(LTask *t);                          /* [-0, +0, -] without a reason; raises nothing */
+bool aioL_is_cancel(lua_State *L, int idx);                  /* [-0, +0, -] an error value of a cancel or of a scope? */
+bool aioL_cancel(lua_State *L, LTask *t, int reason);        /* [-0, +0, m] reason: stack index, 0: none. false: too late */
+void aioL_scopes_drop(lua_State *L, LScope **scopes);        /* [-0, +0, -] */
+void aioL_scopes_free(lua_State *L, LRuntime *rt);           /* the spare ones */
+
+/* ---- lwrap.c: coroutines in which one may wait ---- */
+
+struct LWrap {
+  lua_State *co;
+  lua_State *from;  /* who called it */
+  LWrap *outer;
+  LFlow *flow;      /* while it runs */
+  LScope *scopes;
+  bool running, waits; /* waits: it was left by a wait and not by coroutine.yield */
+};
+
+/* The state whose code runs or waits: the task's own, or that of its innermost wrapped coroutine. */
+static inline lua_State *aioL_innermost(const LTask *t) {
+  return t->ties && t->ties->flow.wrap ? t->ties->flow.wrap->co : t->L;
+}
+int aioL_suspend(lua_State *L, LTask *t, lua_KContext ctx, lua_KFunction k); /* lua_yieldk, to the loop */
+
+/* ---- lreport.c: who waits on what, where, and who made it ---- */
+
+extern const char *const aioL_state_names[];
+void aioL_push_name(lua_State *L, LTask *t);         /* [-0, +1, m] string or nil */
+void aioL_push_origin(lua_State *L, lua_State *co);  /* [-0, +1, m] where its function was defined, or nil */
+void aioL_task_label(lua_State *L, LTask *t);        /* [-0, +1, m] "task 'name'" */
 void aioL_deadlock(lua_State *L, LContext *c);       /* [-0, +0, e] */
+int aioL_task_main(lua_State *L);                    /* body of every spawned task */
+void aioL_push_site(lua_State *L, LContext *c); /* [-0, +3, m] function and line that spawn, the record of the task that does */
+int aioL_traceback(lua_State *L);                    /* message handler of a task */
+void aioL_note(lua_State *L, lua_State *co);         /* [-0, +0, m] the error on top was raised in co */
+
+/* ---- lsync.c, lgroup.c ---- */
+
+void aioL_locks_drop(LContext *c, LTask *t);   /* it ends, or its context closes; what it holds is passed on, and reported */
+void aioL_holds_free(lua_State *L, LRuntime *rt);
+void aioL_member_ended(LContext *c, LTask *t); /* its group takes note */
 
 /* ---- what each file adds to the module: [-0, +0, m], the module's functions table at `module` ---- */
 
@@ -226,6 +337,11 @@ void aioL_open_watch(lua_State *L, LRuntime *rt, int module);
 void aioL_open_co(lua_State *L, LRuntime *rt, int module);
 void aioL_open_wake(lua_State *L, LRuntime *rt, int module);
 void aioL_open_task(lua_State *L, LRuntime *rt, int module);
+void aioL_open_scope(lua_State *L, LRuntime *rt, int module);
+void aioL_open_wrap(lua_State *L, LRuntime *rt, int module);
+void aioL_open_queue(lua_State *L, LRuntime *rt, int module);
+void aioL_open_sync(lua_State *L, LRuntime *rt, int module);
+void aioL_open_group(lua_State *L, LRuntime *rt, int module);
 void aioL_open_source(lua_State *L, LRuntime *rt, int module);
 void aioL_open_wait(lua_State *L, LRuntime *rt, int module);
 /* Adds functions that know the runtime to the table on top of the stack. */
@@ -237,6 +353,7 @@ int aioL_ctx_bh(lua_State *L);
 int aioL_ctx_timer(lua_State *L);
 int aioL_ctx_watch(lua_State *L);
 int aioL_ctx_spawn(lua_State *L);
+int aioL_ctx_tasks(lua_State *L);
 int aioL_ctx_co_schedule(lua_State *L);
 int aioL_ctx_attach(lua_State *L);
 int aioL_ctx_detach(lua_State *L);

@@ -19,7 +19,8 @@ bool aioL_enter(lua_State *L, LContext *c, LFrame *f) {
   LRuntime *rt = c->rt;
   if (!lua_checkstack(L, 16) || !aioL_push_anchor(L, c)) return false;
   lua_pushcfunction(L, message_handler);
-  *f = (LFrame){c, rt->current, c->L, rt->base, rt->task, c->base};
+  *f = (LFrame){c, rt->current, c->L, rt->base, rt->task, rt->flow, c->base};
+  rt->flow = (LFlow){NULL, NULL};
   c->L = rt->base = L;
   c->base = lua_gettop(L) - 1;
   rt->current = c;
@@ -33,6 +34,7 @@ void aioL_leave(lua_State *L, LFrame *f) {
   c->rt->current = f->current;
   c->rt->base = f->base_L;
   c->rt->task = f->task;
+  c->rt->flow = f->flow;
   c->L = f->L;
   c->base = f->base;
   if (--c->depth == 0 && c->closed && c->core) { /* closed by a callback */

@@ -15,15 +15,21 @@
 /*** Tasks: coroutines that the loop runs.
 @module aioloop.task */
 
+int aioL_reset_thread(lua_State *co, lua_State *from) {
 #if LUA_VERSION_NUM >= 505
-#define reset_thread(co, from) lua_closethread(co, from)
+  return lua_closethread(co, from);
 #else
-#define reset_thread(co, from) lua_resetthread(co)
+  UNUSED(from);
+  return lua_resetthread(co);
 #endif
+}
+
+static void untie(lua_State *L, LTask *t);
 
 void aioL_task_unref(LTask *t) {
   LContext *c = t->c;
   if (--t->refs) return;
+  untie(c->rt->main, t);
   aioL_alloc(c->rt->main, t, sizeof *t, 0);
   aioL_context_unref(c->rt->main, c);
 }
@@ -93,12 +99,12 @@ void aioL_push_task(lua_State *L, LTask *t) { /* [-0, +1, m] */
 
 /* ---- running ---- */
 
-static bool fresh(lua_State *co) { /* a function that has not begun */
+bool aioL_fresh(lua_State *co) {
   lua_Debug ar;
   return lua_status(co) == LUA_OK && lua_gettop(co) > 0 && !lua_getstack(co, 0, &ar);
 }
 
-bool aioL_resumable(lua_State *co) { return lua_status(co) == LUA_YIELD || fresh(co); }
+bool aioL_resumable(lua_State *co) { return lua_status(co) == LUA_YIELD || aioL_fresh(co); }
 
 bool aioL_dead(lua_State *co) {
   lua_Debug ar;
@@ -107,35 +113,29 @@ bool aioL_dead(lua_State *co) {
 }
 
 static void take_joiners(LTask *t) {
-  while (t->joiners) {
+  for (LTicket *tk; t->ties && (tk = aioL_ticket_first(&t->ties->joiners));) {
     t->joined = true;
-    aioL_take(t->joiners->tk, L_DONE, 0); /* leaves the list */
+    aioL_take_later(tk, L_DONE, 0); /* leaves the list */
   }
 }
 
-/* Calls on its stack, of which there may be 200,000: asking for one costs as much as it is deep. */
-static int depth_of(lua_State *co) {
-  lua_Debug ar;
-  int some = 0, none = 1;
-  while (lua_getstack(co, none, &ar)) some = none, none *= 2;
-  while (none - some > 1) {
-    int middle = some + (none - some) / 2;
-    if (lua_getstack(co, middle, &ar))
-      some = middle;
-    else
-      none = middle;
-  }
-  return lua_getstack(co, some, &ar) ? none : 0;
+LTies *aioL_ties(lua_State *L, LTask *t) {
+  if (t->ties) return t->ties;
+  LTies *ties = aioL_alloc(L, NULL, 0, sizeof *ties);
+  if (!ties) luaL_error(L, "not enough memory");
+  *ties = (LTies){.member = NULL};
+  list_init(&ties->joiners);
+  list_init(&ties->held);
+  return t->ties = ties;
 }
 
-/* Where the coroutine's function was defined. */
-void aioL_push_origin(lua_State *L, lua_State *co) { /* [-0, +1, m] string or nil */
-  lua_Debug ar;
-  int levels = depth_of(co);
-  if (levels > 0 && lua_getstack(co, levels - 1, &ar) && lua_getinfo(co, "S", &ar))
-    lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
-  else
-    lua_pushnil(L);
+static void untie(lua_State *L, LTask *t) {
+  LTies *ties = t->ties;
+  if (!ties) return;
+  for (LWrap *w = ties->flow.wrap; w; w = w->outer) aioL_scopes_drop(L, &w->scopes), w->running = false;
+  aioL_scopes_drop(L, &ties->flow.scopes);
+  aioL_alloc(L, ties, sizeof *ties, 0);
+  t->ties = NULL;
 }
 
 /* stack: thread (light). Puts the traceback above the error on the thread's stack, and runs its <close> variables. */
@@ -146,7 +146,7 @@ static int bury(lua_State *L) {
   else
     lua_pushnil(L);
   aioL_push_origin(L, co);
-  reset_thread(co, L); /* leaves the error, or that of a <close> variable */
+  aioL_reset_thread(co, L); /* leaves the error, or that of a <close> variable */
   if (!lua_checkstack(co, 2)) return 0;
   lua_xmove(L, co, 2); /* thread's stack: error, traceback, label */
   return 0;
@@ -160,7 +160,7 @@ static void begin_burial(LContext *c, LTask *t) {
   bool buried = lua_pcall(L, 1, 0, 0) == LUA_OK;
   if (!buried) {
     lua_pop(L, 1);
-    reset_thread(t->L, L);
+    aioL_reset_thread(t->L, L);
   }
   if (lua_gettop(t->L) > 3) {
     lua_rotate(t->L, 1, 3);
@@ -184,27 +184,31 @@ static void report_orphan(LContext *c, LTask *t) {
   aioL_report(c, NULL, t);
 }
 
-static void finish(LContext *c, LTask *t, LState state) {
+void aioL_finish(LContext *c, LTask *t, LState state) {
+  lua_State *L = c->L ? c->L : c->rt->main;
   t->state = (uint8_t)state;
   if (aio_co_scheduled_by(&t->co)) aio_co_close(&t->co); /* it had scheduled itself, and then ended */
   if (!t->unref) c->live--;
-  if (state == L_BROKEN) begin_burial(c, t);
+  if (state == L_BROKEN && !t->ending) begin_burial(c, t);
   if (c->closed) { /* by a <close> variable */
     report_orphan(c, t);
     return;
   }
   take_joiners(t);
+  if (t->ties) aioL_locks_drop(c, t);
+  if (t->ties && t->ties->member) aioL_member_ended(c, t);
+  untie(L, t);
   if (state == L_BROKEN && !t->joined) {
     t->next_failed = c->failed;
     c->failed = t;
   } else {
-    let_go(c->L, t);
+    let_go(L, t);
   }
 }
 
 /* An adopted coroutine that merely sleeps is the script's to keep. */
 static void park(LContext *c, LTask *t) {
-  if (!t->adopted || !t->slot) return;
+  if (!t->adopted || !t->slot || t->ties) return; /* inside a scope it stays ours */
   if (!t->unref) c->live--;
   aioL_unanchor(c->L, c, &t->slot);
   aioL_task_unref(t);
@@ -215,32 +219,54 @@ static void paused(LContext *c, LTask *t) { /* coroutine.yield */
   if (t->state == L_WAITING) park(c, t);
 }
 
+/* How it ended. aioL_task_main says so itself, and returns an error like a result. */
+static LState ending(LTask *t, int status) {
+  return status != LUA_OK ? L_BROKEN : t->ending ? (LState)t->ending : L_ENDED;
+}
+
 static void end_orphan(LContext *c, LTask *t, int status) {
   if (status == LUA_YIELD) return;
-  t->state = status == LUA_OK ? L_ENDED : L_BROKEN;
-  if (t->state == L_ENDED) return;
-  begin_burial(c, t);
+  t->state = (uint8_t)ending(t, status);
+  untie(c->L, t);
+  if (t->state != L_BROKEN) return;
+  if (status != LUA_OK) begin_burial(c, t);
   report_orphan(c, t);
+}
+
+/* Whether there is something to resume: it may have been closed or resumed behind our back, or wait for something else. */
+static bool enterable(LContext *c, LTask *t) {
+  lua_State *co = t->L;
+  LTicket *tk = &t->ticket;
+  if (aioL_task_ended(t)) return false;
+  if (t->state == L_WAITING && tk->ops) {
+    if (tk->ops == &aioL_suspend_ops && tk->outcome == L_PENDING) /* it had scheduled itself before */
+      tk->at = lua_gettop(aioL_innermost(t)), aioL_take_quietly(tk, L_DONE, 0);
+    if (tk->outcome == L_PENDING && aioL_resumable(co)) return false;
+  }
+  if (aioL_resumable(co)) return true;
+  if (!aioL_dead(co)) return false;
+  if (tk->ops && tk->outcome == L_DONE && tk->ops->revoke) tk->ops->revoke(c->L, tk);
+  tk->ops = NULL;
+  aioL_finish(c, t, L_CANCELLED); /* coroutine.close behind our back */
+  return false;
+}
+
+/* The values on the stack of who waits: of the innermost wrapped coroutine, if there is one (lwrap.c takes them then). */
+static int take_args(LTask *t) {
+  if (t->ties && t->ties->flow.wrap) return 0;
+  int nargs = t->nargs, top = lua_gettop(t->L);
+  t->nargs = 0;
+  return nargs > top ? top : nargs; /* the script has resumed it, and the values are gone */
 }
 
 static void enter(void *opaque) {
   LTask *t = opaque;
   LContext *c = t->c;
+  if (!enterable(c, t)) return;
   LRuntime *rt = c->rt;
-  lua_State *L = c->L, *co = t->L;
-  if (aioL_task_ended(t)) return;
-  if (t->state == L_WAITING && t->ticket.ops == &aioL_suspend_ops)
-    t->ticket.at = lua_gettop(co), aioL_take_quietly(&t->ticket, L_DONE, 0); /* it had scheduled itself before */
-  if (t->state == L_WAITING && t->ticket.ops && t->ticket.outcome == L_PENDING && aioL_resumable(co))
-    return; /* the same, but it waits for something else now */
-  if (!aioL_resumable(co)) {
-    if (aioL_dead(co)) finish(c, t, L_CANCELLED); /* coroutine.close behind our back */
-    return;
-  }
-  int nres, nargs = t->nargs;
   LTask *outer = rt->task;
-  if (nargs > lua_gettop(co)) nargs = lua_gettop(co); /* the script has resumed it, and the values are gone */
-  t->nargs = 0;
+  lua_State *L = c->L, *co = t->L;
+  int nres, nargs = take_args(t);
   t->state = L_RUNNING;
   t->refs++; /* it may close its context */
   rt->task = t;
@@ -251,11 +277,10 @@ static void enter(void *opaque) {
   if (c->closed) {
     end_orphan(c, t, status);
   } else if (status == LUA_YIELD) {
-    lua_pop(co, nres);
+    if (nres) lua_pop(co, nres);
     if (t->state == L_RUNNING) paused(c, t); /* else it is in lwait.c, or in aio.yield */
   } else {
-    t->nargs = status == LUA_OK ? nres : 0;
-    finish(c, t, status == LUA_OK ? L_ENDED : L_BROKEN);
+    aioL_finish(c, t, ending(t, status));
   }
   lua_pop(L, 1);
   aioL_task_unref(t);
@@ -284,22 +309,24 @@ LTask *aioL_task_at(const LContext *c, uint32_t slot) {
 
 /* Those who wait on another context, or by polling. No Lua is entered here. */
 static void drop_joiners(LTask *t) {
-  while (t->joiners) {
-    LTicket *tk = t->joiners->tk;
+  for (LTicket *tk; t->ties && (tk = aioL_ticket_first(&t->ties->joiners));) {
     aioL_take_quietly(tk, L_DONE, 0);
     if (tk->task) aio_co_schedule(&tk->task->co, tk->ops->name);
   }
 }
 
 void aioL_tasks_drop(lua_State *L, LContext *c) {
-  UNUSED(L);
   for (uint32_t i = 1; i < c->nslots; i++)
     if (aioL_task_at(c, i)) aioL_take_quietly(&aioL_task_at(c, i)->ticket, L_CLOSED, 0);
   for (uint32_t i = 1; i < c->nslots; i++) {
     LTask *t = aioL_task_at(c, i);
     if (!t) continue;
+    bool runs = t->state == L_RUNNING;
     if (!aioL_task_ended(t)) t->state = L_CANCELLED;
     drop_joiners(t);
+    if (t->ties) aioL_locks_drop(c, t);
+    if (t->ties && t->ties->member) aioL_member_ended(c, t);
+    if (!runs) untie(L, t); /* else what runs still looks at it */
     aio_co_close(&t->co); /* the core still holds the scheduled ones, and t may go now */
     t->slot = 0;
     c->slots[i].next_free = 0;
@@ -325,25 +352,29 @@ static LTask *new_task(lua_State *L, LContext *c, lua_State *co) {
 LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who) {
   luaL_checktype(L, first, LUA_TFUNCTION);
   int n = lua_gettop(L) - first + 1;
+  luaL_checkstack(L, 12, "too many arguments");
   lua_State *co = lua_newthread(L);
-  if (!lua_checkstack(co, n + 4)) luaL_error(L, "too many arguments");
+  if (!lua_checkstack(co, n + 8)) luaL_error(L, "too many arguments");
   LTaskBox *box = new_handle(L, c->rt); /* stack: fn, args..., thread, handle */
   push_handles(L, c);
+  aioL_push_site(L, c);
   aioL_check_open(L, c); /* a finaliser may have closed it */
-  uint32_t slot = aioL_anchor(L, c, -3, NULL);
+  LTask *t = box->t = new_task(L, c, co); /* from here on the handle frees it */
+  uint32_t slot = aioL_anchor(L, c, first + n, NULL);
+  lua_pushcfunction(co, aioL_task_main);
+  lua_xmove(L, co, 3); /* the site */
   lua_pushvalue(L, -2);
   lua_rawseti(L, -2, slot);
   lua_pop(L, 1);
-  LTask *t = new_task(L, c, co);
-  box->t = t;
   t->refs = 2;
   t->slot = slot;
+  t->born = ++c->born;
   c->slots[slot].task = t;
   c->live++;
-  lua_insert(L, first);
+  lua_insert(L, first); /* stack: handle, fn, args..., thread */
   lua_pop(L, 1);
   lua_xmove(L, co, n);
-  t->nargs = n - 1;
+  t->nargs = n + 3;
   aio_co_schedule(&t->co, who);
   return t;
 }
@@ -381,7 +412,7 @@ static LTask *known_to(const LContext *c, const lua_State *co) {
 static LTask *known(lua_State *L, LContext *c, lua_State *co) { /* [-0, +0, -] */
   LRuntime *rt = c->rt;
   if (rt->task && rt->task->L == co) return rt->task;
-  if (fresh(co)) return NULL;
+  if (aioL_fresh(co)) return NULL;
   LTask *t = known_to(c, co);
   if (t) return t;
   int top = lua_gettop(L);
@@ -417,6 +448,7 @@ LTask *aioL_check_co(lua_State *L, int idx, LContext *c) {
   box = new_handle(L, c->rt);
   t = new_task(L, c, co);
   t->adopted = true;
+  t->born = ++c->born;
   t->state = L_WAITING;
   box->t = t;
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->threads); /* stack: thread, handle, table */

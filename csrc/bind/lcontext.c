@@ -553,13 +553,12 @@ static int mod_time(lua_State *L) {
 /*** What a value is.
 @function type
 @param x any value
-@treturn string "context", "bh", "timer", "watch", "task", "clock", or nil for anything else */
+@treturn string "context", "bh", "timer", "watch", "task", "clock", "group", "mutex" ..., or nil for anything else */
 static int mod_type(lua_State *L) {
-  static const char *const names[L_KINDS] = {"context", "bh", "timer", "watch", "task", "clock"};
   luaL_checkany(L, 1);
   for (int k = 0; k < L_KINDS; k++) {
     if (!aioL_test(L, 1, (LKind)k)) continue;
-    lua_pushstring(L, names[k]);
+    lua_pushstring(L, aioL_kind_name((LKind)k));
     return 1;
   }
   luaL_pushfail(L);
@@ -571,12 +570,12 @@ void aioL_open_context(lua_State *L, LRuntime *rt, int module) {
     {"close", ctx_close}, {"acquire", ctx_acquire}, {"release", ctx_release}, {"stats", ctx_stats}, {"pollfd", ctx_pollfd},
     {"events", ctx_events}, {"timeout", ctx_timeout}, {"set_polling", ctx_set_polling}, {"on_error", ctx_on_error},
     {"schedule", aioL_ctx_schedule}, {"bh", aioL_ctx_bh}, {"timer", aioL_ctx_timer}, {"watch", aioL_ctx_watch},
-    {"spawn", aioL_ctx_spawn}, {"co_schedule", aioL_ctx_co_schedule}, {"attach", aioL_ctx_attach},
+    {"spawn", aioL_ctx_spawn}, {"tasks", aioL_ctx_tasks}, {"co_schedule", aioL_ctx_co_schedule}, {"attach", aioL_ctx_attach},
     {"detach", aioL_ctx_detach}, {"source", aioL_ctx_source}, {"__gc", ctx_gc}, {"__close", ctx_close},
     {"__tostring", ctx_tostring}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"context", mod_context}, {"default", mod_default}, {"current", mod_current},
     {"now", mod_now}, {"now_ns", mod_now_ns}, {"time", mod_time}, {"type", mod_type}, {NULL, NULL}};
-  aioL_class(L, rt, L_CONTEXT, "aioloop.context", methods);
+  aioL_class(L, rt, L_CONTEXT, methods);
   lua_pushvalue(L, module);
   aioL_functions(L, rt, functions);
   lua_pop(L, 1);

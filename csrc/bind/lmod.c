@@ -11,6 +11,25 @@
 
 #define RUNTIME_KEY "aioloop.runtime"
 
+void aioL_know(lua_State *L, const void *object) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, aioL_runtime(L)->objects);
+  lua_pushvalue(L, -2);
+  lua_rawsetp(L, -2, object);
+  lua_pop(L, 1);
+}
+
+void aioL_push_runtime(lua_State *L, LRuntime *rt) {
+  UNUSED(rt);
+  lua_getfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
+}
+
+LRuntime *aioL_find_runtime(lua_State *L) {
+  lua_getfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
+  LRuntime *rt = lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  return rt;
+}
+
 void *aioL_test(lua_State *L, int idx, LKind kind) {
   void *p = lua_touserdata(L, idx);
   if (!p || !lua_getmetatable(L, idx)) return NULL;
@@ -19,8 +38,11 @@ void *aioL_test(lua_State *L, int idx, LKind kind) {
   return mine ? p : NULL;
 }
 
-static const char *const class_names[L_KINDS] = {"aioloop.context", "aioloop.bh",   "aioloop.timer",
-                                                 "aioloop.watch",   "aioloop.task", "aioloop.clock"};
+static const char *const class_names[L_KINDS] = {
+  "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.cancelled", "aioloop.wrap",
+  "aioloop.group", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue"};
+
+const char *aioL_kind_name(LKind kind) { return class_names[kind] + sizeof "aioloop." - 1; }
 
 void *aioL_check(lua_State *L, int idx, LKind kind) {
   void *p = aioL_test(L, idx, kind);
@@ -34,8 +56,8 @@ void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions) {
   luaL_setfuncs(L, functions, 2);
 }
 
-void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const char *name, const luaL_Reg *methods) {
-  luaL_newmetatable(L, name);
+void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const luaL_Reg *methods) {
+  luaL_newmetatable(L, class_names[kind]);
   aioL_functions(L, rt, methods);
   lua_pushvalue(L, -1);
   lua_setfield(L, -2, "__index");
@@ -178,6 +200,8 @@ static int weak_table(lua_State *L, const char *mode) { /* [-0, +0, m] returns a
 
 static int runtime_gc(lua_State *L) {
   LRuntime *rt = lua_touserdata(L, 1);
+  aioL_scopes_free(L, rt);
+  aioL_holds_free(L, rt);
   if (rt->vclock) aio_vclock_free(rt->vclock);
   rt->vclock = NULL;
   return 0;
@@ -197,6 +221,7 @@ static LRuntime *new_runtime(lua_State *L) { /* [-0, +0, m] */
   if (!rt->vclock) luaL_error(L, "not enough memory");
   rt->anchors = weak_table(L, "v");
   rt->threads = weak_table(L, "k");
+  rt->objects = weak_table(L, "v");
   lua_setfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
   return rt;
 }
@@ -218,6 +243,11 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_co(L, rt, 1);
   aioL_open_wake(L, rt, 1);
   aioL_open_task(L, rt, 1);
+  aioL_open_scope(L, rt, 1);
+  aioL_open_wrap(L, rt, 1);
+  aioL_open_sync(L, rt, 1);
+  aioL_open_queue(L, rt, 1);
+  aioL_open_group(L, rt, 1);
   aioL_open_wait(L, rt, 1);
   aioL_open_source(L, rt, 1);
   lua_settop(L, 1);

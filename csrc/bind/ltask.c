@@ -1,22 +1,17 @@
 /* SPDX-License-Identifier: MIT
  * The task handle: joining, and what a task tells about itself.
  *
- * Way      join -> LJoin in the task's list -> lwait.c; the end of the task (lco.c) takes the joiners' tickets -> results
- * Owner    an LJoin counts the task it waits for. A failed task's thread holds error, traceback and label. */
+ * Way      join -> ticket in the task's list -> lwait.c; the end of the task (lco.c) takes the joiners' tickets -> results
+ * Owner    a joiner's ticket counts the task. A failed task's thread holds error, traceback and label, a cancelled one's
+ *          the error value. */
 #include "lbind.h"
 
 /*** Task handles.
 @module aioloop.task */
 
-static const char *const state_names[] = {"scheduled", "running", "waiting", "ended", "failed", "cancelled"};
-
 static void join_leave(LTicket *tk) {
-  LJoin *j = tk->op;
-  LTask *t = j->t;
-  *j->link = j->next;
-  if (j->next) j->next->link = j->link;
-  aioL_alloc(tk->c->rt->main, j, sizeof *j, 0);
-  aioL_task_unref(t);
+  list_unlink(&tk->link);
+  aioL_task_unref(tk->op);
 }
 
 static LTask *check_task(lua_State *L) {
@@ -39,7 +34,7 @@ static const LWaitOps join_ops = {.name = "task:join", .leave = join_leave, .res
 static const LWaitOps await_ops = {.name = "aio.await", .leave = join_leave, .results = await_results};
 
 int aioL_task_push_error(lua_State *L, LTask *t) {
-  lua_pushvalue(t->L, lua_toboolean(t->L, 2) ? 2 : 1);
+  lua_pushvalue(t->L, lua_type(t->L, 1) == LUA_TSTRING && lua_toboolean(t->L, 2) ? 2 : 1);
   lua_xmove(t->L, L, 1);
   return 1;
 }
@@ -56,8 +51,8 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise) {
     return n + 1;
   }
   if (!raise) lua_pushboolean(L, 0);
-  if (t->state == L_CANCELLED) {
-    lua_pushliteral(L, "cancelled");
+  if (t->state == L_CANCELLED && t->ending != L_CANCELLED) { /* it never began, or was closed, or its context was */
+    aioL_push_cancel(L, t);
   } else {
     lua_pushvalue(t->L, 1);
     lua_xmove(t->L, L, 1);
@@ -70,22 +65,20 @@ static int join(lua_State *L, const LWaitOps *ops) {
   int64_t timeout = aioL_opt_ns(L, 2);
   lua_settop(L, 1);
   if (t->L == L || (aioL_runtime(L)->task == t)) return luaL_error(L, "a task cannot join itself");
+  aioL_checkpoint(L);
   if (aioL_task_ended(t)) {
     int n = aioL_task_results(L, t, ops == &await_ops);
     return ops == &await_ops ? n - 1 : n;
   }
+  LTies *ties = aioL_ties(L, t);
   LTicket *tk = aioL_ticket(L, t->c->rt->task ? aioL_current(L) : t->c, ops);
-  LJoin *j = aioL_alloc(L, NULL, 0, sizeof *j);
-  if (!j) {
+  if (t->ties != ties) { /* a finaliser has just closed its context */
     aioL_ticket_drop(tk);
-    return luaL_error(L, "not enough memory");
+    return aioL_task_results(L, t, ops == &await_ops);
   }
-  LJoin **end = &t->joiners;
-  while (*end) end = &(*end)->next;
-  *j = (LJoin){.next = NULL, .link = end, .t = t, .tk = tk};
-  *end = j;
+  list_append(&ties->joiners, &tk->link);
   t->refs++;
-  tk->op = j;
+  tk->op = t;
   return aioL_wait(L, tk, timeout);
 }
 
@@ -106,6 +99,19 @@ static int mod_await(lua_State *L) {
   return join(L, &await_ops);
 }
 
+/*** Cancels the task: its present wait, or its next one, raises an error value that `aio.is_cancelled` knows, and so does
+every later wait outside of `aio.shield`. A task that has not begun never begins.
+@function task:cancel
+@param[opt] reason any value, in the error's field `reason`
+@treturn boolean false: it has ended already */
+static int task_cancel(lua_State *L) {
+  LTask *t = check_task(L);
+  bool reason = !lua_isnoneornil(L, 2);
+  lua_settop(L, 2);
+  lua_pushboolean(L, aioL_cancel(L, t, reason ? 2 : 0));
+  return 1;
+}
+
 /* ---- what a task tells ---- */
 
 /*** What it is doing.
@@ -113,19 +119,8 @@ static int mod_await(lua_State *L) {
 @treturn string "scheduled", "running", "waiting", "ended", "failed" or "cancelled" */
 static int task_status(lua_State *L) {
   const LTask *t = check_task(L);
-  lua_pushstring(L, state_names[t->state]);
+  lua_pushstring(L, aioL_state_names[t->state]);
   return 1;
-}
-
-static void push_names(lua_State *L, LContext *c) { /* [-0, +1, m] thread -> name, weak */
-  aioL_push_weak(L, c, SIDE_TASK_NAMES, "k");
-}
-
-static void push_name(lua_State *L, LTask *t) { /* [-0, +1, m] string or nil */
-  push_names(L, t->c);
-  aioL_push_thread(L, t);
-  lua_rawget(L, -2);
-  lua_remove(L, -2);
 }
 
 /*** Its name, for reports.
@@ -135,39 +130,16 @@ static void push_name(lua_State *L, LTask *t) { /* [-0, +1, m] string or nil */
 static int task_name(lua_State *L) {
   LTask *t = check_task(L);
   if (lua_isnoneornil(L, 2)) {
-    push_name(L, t);
+    aioL_push_name(L, t);
     return 1;
   }
   luaL_checkstring(L, 2);
   lua_settop(L, 2);
-  push_names(L, t->c);
+  aioL_push_weak(L, t->c, SIDE_TASK_NAMES, "k");
   aioL_push_thread(L, t);
   lua_pushvalue(L, 2);
   lua_rawset(L, -3);
   lua_settop(L, 1);
-  return 1;
-}
-
-void aioL_task_label(lua_State *L, LTask *t) {
-  push_name(L, t);
-  if (lua_isnil(L, -1)) {
-    lua_pop(L, 1);
-    if (t->state == L_BROKEN)
-      lua_pushvalue(t->L, 3), lua_xmove(t->L, L, 1);
-    else
-      aioL_push_origin(L, t->L);
-  }
-  lua_pushfstring(L, "task '%s'", lua_isstring(L, -1) ? lua_tostring(L, -1) : "?");
-  lua_remove(L, -2);
-}
-
-/*** Its Lua stack; of a failed one, as it was when it failed.
-@function task:traceback
-@treturn string */
-static int task_traceback(lua_State *L) {
-  LTask *t = check_task(L);
-  if (t->state == L_BROKEN) return aioL_task_push_error(L, t);
-  luaL_traceback(L, t->L, NULL, 0);
   return 1;
 }
 
@@ -224,51 +196,17 @@ static int task_gc(lua_State *L) {
 
 static int task_tostring(lua_State *L) {
   const LTaskBox *box = aioL_check(L, 1, L_TASK);
-  const char *state = !box->t ? "closed" : state_names[box->t->state];
+  const char *state = !box->t ? "closed" : aioL_state_names[box->t->state];
   lua_pushfstring(L, "aioloop.task (%s): %p", state, lua_topointer(L, 1));
   return 1;
 }
 
-/* ---- deadlock ---- */
-
-static void add_place(lua_State *L, luaL_Buffer *report, lua_State *co) {
-  lua_Debug ar;
-  for (int level = 0; lua_getstack(co, level, &ar); level++) {
-    if (!lua_getinfo(co, "Sl", &ar) || ar.currentline <= 0) continue;
-    lua_pushfstring(L, " at %s:%d", ar.short_src, ar.currentline);
-    luaL_addvalue(report);
-    return;
-  }
-}
-
-void aioL_deadlock(lua_State *L, LContext *c) {
-  luaL_Buffer report;
-  luaL_buffinit(L, &report);
-  luaL_addstring(&report, "deadlock: nothing is left that could wake");
-  for (uint32_t i = 1, n = 0; i < c->nslots; i++) {
-    LTask *t = aioL_task_at(c, i);
-    if (!t || aioL_task_ended(t) || t->unref) continue;
-    if (++n > 100) {
-      luaL_addstring(&report, "\n\t...");
-      break;
-    }
-    luaL_addstring(&report, "\n\t");
-    aioL_task_label(L, t);
-    luaL_addvalue(&report);
-    luaL_addstring(&report, ", which waits in ");
-    luaL_addstring(&report, t->ticket.ops ? t->ticket.ops->name : "coroutine.yield");
-    add_place(L, &report, t->L);
-  }
-  luaL_pushresult(&report);
-  lua_error(L);
-}
-
 void aioL_open_task(lua_State *L, LRuntime *rt, int module) {
-  static const luaL_Reg methods[] = {{"join", task_join}, {"status", task_status}, {"name", task_name},
-    {"traceback", task_traceback}, {"wake", aioL_task_wake}, {"keep", task_keep}, {"ref", task_ref}, {"unref", task_unref},
+  static const luaL_Reg methods[] = {{"join", task_join}, {"cancel", task_cancel}, {"status", task_status}, {"name", task_name},
+    {"traceback", aioL_task_traceback}, {"info", aioL_task_info}, {"wake", aioL_task_wake}, {"keep", task_keep}, {"ref", task_ref}, {"unref", task_unref},
     {"__gc", task_gc}, {"__tostring", task_tostring}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"await", mod_await}, {NULL, NULL}};
-  aioL_class(L, rt, L_TASK, "aioloop.task", methods);
+  aioL_class(L, rt, L_TASK, methods);
   lua_pushvalue(L, module);
   aioL_functions(L, rt, functions);
   lua_pop(L, 1);

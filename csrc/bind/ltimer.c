@@ -277,8 +277,8 @@ void aioL_open_timer(lua_State *L, LRuntime *rt, int module) {
     {"__tostring", timer_tostring}, {NULL, NULL}};
   static const luaL_Reg vclock_methods[] = {{"pause", vclock_pause}, {"resume", vclock_resume}, {"advance", vclock_advance},
     {"autojump", vclock_autojump}, {"now", vclock_now}, {"__tostring", vclock_tostring}, {NULL, NULL}};
-  aioL_class(L, rt, L_TIMER, "aioloop.timer", methods);
-  aioL_class(L, rt, L_VCLOCK, "aioloop.clock", vclock_methods);
+  aioL_class(L, rt, L_TIMER, methods);
+  aioL_class(L, rt, L_VCLOCK, vclock_methods);
   lua_createtable(L, 0, 1);
   lua_newuserdatauv(L, 1, 0);
   aioL_set_class(L, rt, L_VCLOCK);

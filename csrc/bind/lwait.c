@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * The one way to wait: tickets, for which completion, timeout and (one day) cancel compete, and the two ways to suspend.
+ * The one way to wait: tickets, for which completion, timeout and cancel compete, and the two ways to suspend.
  *
  * Way      operation: aioL_ticket -> set itself up -> aioL_wait (task: yield; elsewhere: poll until the ticket is taken)
  *          completion: aioL_take -> leave the queue -> wake the waiter -> results
+ *          cancel: the ticket is taken with L_CANCELLING -> results raises what lscope.c finds
  * Owner    a task's ticket is inside the task; any other is a userdata on the waiting C function's stack.
  * Keep     who takes an open ticket decides; it has left its queue before the waiter runs again, so that a late
  *          completion finds nothing to resume. */
@@ -27,17 +28,64 @@ static const char *culprit(lua_State *L) { /* [-0, +1, m] */
   return lua_pushstring(L, "a C function or metamethod");
 }
 
+static void refuse_c_call(lua_State *L, lua_State *where) {
+  luaL_error(L, "cannot wait inside %s, which cannot be suspended: do the waiting before or after it, or spawn a task", culprit(where));
+}
+
+/* A wrapped coroutine is suspended together with all that called it. */
+static void check_callers(lua_State *L, const LWrap *w) {
+  for (; w; w = w->outer)
+    if (!lua_isyieldable(w->from)) refuse_c_call(L, w->from);
+}
+
 LTask *aioL_waiter(lua_State *L, LContext *c) {
   LRuntime *rt = c->rt;
   LTask *t = rt->task;
-  if (t && t->L == L) {
-    if (lua_isyieldable(L)) return t;
-    luaL_error(L, "cannot wait inside %s, which cannot be suspended: do the waiting before or after it, or spawn a task", culprit(L));
+  if (t && aioL_innermost(t) == L) {
+    if (!lua_isyieldable(L)) refuse_c_call(L, L);
+    if (t->L != L) check_callers(L, t->ties->flow.wrap);
+    return t;
   }
-  if (rt->base ? rt->base == L : rt->main == L) return NULL;
+  if (!t && rt->flow.wrap ? rt->flow.wrap->co == L : rt->base ? rt->base == L : rt->main == L) return NULL;
   luaL_error(L, "cannot wait inside a coroutine that the loop does not run: make it with aio.spawn, or use aio.wrap "
                 "in place of coroutine.wrap");
   return NULL;
+}
+
+/* ---- cancelled before it waits ---- */
+
+static int raise_later(lua_State *L, int status, lua_KContext ctx) {
+  LRuntime *rt = aioL_runtime(L);
+  LTask *t = rt->task;
+  UNUSED(status);
+  if (!t || aioL_innermost(t) != L) return lua_yieldk(L, 0, ctx, raise_later); /* somebody else's coroutine.resume */
+  return aioL_raise_cancel(L, rt);
+}
+
+/* Code that catches the error and waits again gets it again, but lets others run first: it may do so for ever. */
+static void check_cancel(lua_State *L, LContext *c, LTask *t) {
+  LRuntime *rt = c->rt;
+  LScope *scope;
+  if (t ? !t->cancelled && !t->ties : !rt->flow.scopes && !rt->flow.wrap) return;
+  if (!aioL_cancelled(t && t->ties ? &t->ties->flow : t ? NULL : &rt->flow, t, &scope)) return;
+  if (t && t->raised >= 2 && aio_co_schedule(&t->co, "a cancelled wait") == 0) {
+    t->state = L_SCHEDULED;
+    aioL_suspend(L, t, 0, raise_later);
+  }
+  if (t)
+    t->raised += t->raised < 2;
+  else if (!c->closed)
+    aioL_turn(L, c, 0);
+  aioL_raise_cancel(L, rt);
+}
+
+void aioL_checkpoint(lua_State *L) {
+  LRuntime *rt = aioL_runtime(L);
+  LTask *t = rt->task;
+  if (t && aioL_innermost(t) == L)
+    check_cancel(L, t->c, t);
+  else if (!t && rt->flow.scopes)
+    check_cancel(L, aioL_current(L), NULL);
 }
 
 /* ---- tickets ---- */
@@ -47,6 +95,7 @@ static void on_timeout(void *opaque) { aioL_take(opaque, L_TIMEOUT, 0); }
 LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
   LTask *t = aioL_waiter(L, c);
   LTicket *tk;
+  if (!ops->immune) check_cancel(L, c, t);
   if (t) {
     aioL_check_open(L, t->c);
     tk = &t->ticket;
@@ -61,6 +110,8 @@ LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
   tk->task = t;
   tk->ops = ops;
   tk->outcome = L_PENDING;
+  tk->link = (AioLink){NULL, NULL};
+  tk->since = aio_clock_coarse_ms();
   aio_timer_init(&tk->timer, c->core, c->clock, on_timeout, tk);
   return tk;
 }
@@ -72,16 +123,26 @@ void aioL_ticket_drop(LTicket *tk) {
 
 bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err) {
   if (!tk->ops || tk->outcome != L_PENDING) return false;
+  if (tk->ops->settle && !tk->ops->settle(tk, outcome)) return false;
   tk->outcome = (uint8_t)outcome;
   tk->err = err;
   if (tk->c->core) aio_timer_disarm(&tk->timer);
-  if (tk->ops->leave) tk->ops->leave(tk);
+  if (tk->ops->leave)
+    tk->ops->leave(tk);
+  else if (list_linked(&tk->link))
+    list_unlink(&tk->link);
   return true;
 }
 
 bool aioL_take(LTicket *tk, LOutcome outcome, int err) {
   if (!aioL_take_quietly(tk, outcome, err)) return false;
   if (tk->task) aioL_wake_task(tk->task, tk->ops->name); /* scheduled already: it will be entered anyway */
+  return true;
+}
+
+bool aioL_take_later(LTicket *tk, LOutcome outcome, int err) {
+  if (!aioL_take_quietly(tk, outcome, err)) return false;
+  if (tk->task) aioL_wake_later(tk->task, tk->ops->name);
   return true;
 }
 
@@ -96,6 +157,7 @@ static int results(lua_State *L, LTicket *tk) {
       return lua_pushboolean(L, 1), 1;
     case L_TIMEOUT: return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2;
     case L_CLOSED: return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2;
+    case L_CANCELLING: return aioL_raise_cancel(L, tk->c->rt);
     default: return aioL_fail(L, tk->err);
   }
 }
@@ -106,37 +168,37 @@ static int resumed(lua_State *L, int status, lua_KContext ctx) {
   LTicket *tk = (LTicket *)ctx;
   LTask *t = aioL_runtime(L)->task;
   UNUSED(status);
-  if (!t || t->L != L || tk != &t->ticket || !tk->ops || tk->outcome == L_PENDING) return lua_yieldk(L, 0, ctx, resumed);
+  if (!t || aioL_innermost(t) != L || tk != &t->ticket || !tk->ops || tk->outcome == L_PENDING) return lua_yieldk(L, 0, ctx, resumed);
   return results(L, tk);
 }
 
-static void stuck(lua_State *L, LTicket *tk) {
-  LContext *c = tk->c;
-  const char *name = tk->ops->name;
-  aioL_take_quietly(tk, L_CLOSED, 0);
-  aioL_ticket_drop(tk);
-  luaL_error(L, "deadlock: %s waits and nothing is left that could end it%s", name, c->closed ? " (context closed)" : "");
+/* [-0, +1, m] why the turns of a polling wait are over too soon; NULL: they are not */
+static const char *stuck(lua_State *L, LTicket *tk) {
+  if (aio_context_can_wake(tk->c->core) && lua_checkstack(L, 20)) return NULL;
+  return lua_pushfstring(L, "deadlock: %s waits and nothing is left that could end it", tk->ops->name);
 }
 
 /* The turns of a wait outside of tasks. */
 static int poll_until_taken(lua_State *L, LTicket *tk) {
   LContext *c = tk->c;
-  while (tk->outcome == L_PENDING) {
+  LRuntime *rt = c->rt;
+  const char *why = NULL;
+  bool errors = false;
+  aioL_polls(rt, tk);
+  while (tk->outcome == L_PENDING && !why && !errors) {
     if (c->closed)
       aioL_take_quietly(tk, L_CLOSED, 0);
-    else if (!aio_context_can_wake(c->core))
-      stuck(L, tk);
-    else if (!lua_checkstack(L, 20))
-      stuck(L, tk);
-    else
+    else if (!(why = stuck(L, tk)))
       aioL_turn(L, c, AIO_FOREVER);
-    if ((c->errors || c->lost) && !c->depth) {
-      aioL_take_quietly(tk, L_CLOSED, 0);
-      aioL_ticket_drop(tk);
-      aioL_raise(L, c);
-    }
+    errors = (c->errors || c->lost) && !c->depth;
   }
-  return results(L, tk);
+  aioL_polls(rt, NULL);
+  if (!why && !errors) return results(L, tk);
+  if (tk->outcome == L_DONE && tk->ops->revoke) tk->ops->revoke(L, tk);
+  aioL_take_quietly(tk, L_CLOSED, 0);
+  aioL_ticket_drop(tk);
+  if (errors) aioL_raise(L, c);
+  return luaL_error(L, "%s", why);
 }
 
 int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns) {
@@ -151,7 +213,7 @@ int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns) {
   if (!tk->task) return poll_until_taken(L, tk);
   if (tk->outcome != L_PENDING) return results(L, tk);
   tk->task->state = L_WAITING;
-  return lua_yieldk(L, 0, (lua_KContext)tk, resumed);
+  return aioL_suspend(L, tk->task, (lua_KContext)tk, resumed);
 }
 
 /* ---- the waits that need nothing but a ticket ---- */

@@ -23,8 +23,7 @@ static bool suspended(const LTask *t) {
   return !aio_co_scheduled_by(&t->co) && aioL_resumable(t->L);
 }
 
-/* What runs is anchored and counted, also if it is adopted. */
-static void revive(lua_State *L, LTask *t) { /* [-0, +0, m] */
+void aioL_revive(lua_State *L, LTask *t) {
   if (t->slot) return;
   aioL_push_thread(L, t);
   t->slot = aioL_anchor(L, t->c, -1, t);
@@ -35,14 +34,15 @@ static void revive(lua_State *L, LTask *t) { /* [-0, +0, m] */
 
 /* Whatever can raise; then hand_over cannot. */
 static void prepare(lua_State *L, LTask *t, int n) { /* [-0, +0, m] */
-  if (!lua_checkstack(t->L, n + 4)) luaL_error(L, "too many values");
-  revive(L, t);
+  if (!lua_checkstack(aioL_innermost(t), n + 4)) luaL_error(L, "too many values");
+  aioL_revive(L, t);
 }
 
 /* stack: ..., n values -> moved to the suspended coroutine's stack; its wait is over */
 static void hand_over(lua_State *L, LTask *t, int n) {
-  t->ticket.at = lua_gettop(t->L);
-  lua_xmove(L, t->L, n);
+  lua_State *co = aioL_innermost(t);
+  t->ticket.at = lua_gettop(co);
+  lua_xmove(L, co, n);
   t->nargs = n;
   if (t->ticket.ops) aioL_take_quietly(&t->ticket, L_DONE, n);
   t->state = L_SCHEDULED;
@@ -53,6 +53,13 @@ void aioL_wake_task(LTask *t, const char *who) {
     aio_co_wake(&t->co, who);
   else
     aio_co_schedule(&t->co, who); /* its context is not the one whose turn is running */
+}
+
+void aioL_wake_later(LTask *t, const char *who) {
+  if (t->c->rt->current == t->c && aio_co_running(t->c->core))
+    aio_co_wake(&t->co, who);
+  else
+    aio_co_schedule(&t->co, who);
 }
 
 static void wake(lua_State *L, LTask *t, int n, const char *who) {
@@ -154,7 +161,7 @@ int aioL_ctx_co_schedule(lua_State *L) {
   LTask *t = aioL_check_co(L, 1, c);
   int n = lua_gettop(L) - 1;
   if (t->c != c) return luaL_error(L, "the coroutine belongs to another context");
-  bool self = t->state == L_RUNNING && t->L == L && !aio_co_scheduled_by(&t->co);
+  bool self = t->state == L_RUNNING && aioL_innermost(t) == L && !aio_co_scheduled_by(&t->co);
   if (!self && !suspended(t)) return not_enterable(L, t);
   if (self && n) return luaL_error(L, "a running coroutine cannot be given values: it is not suspended yet");
   note_place(L, t);
@@ -180,26 +187,34 @@ static int mod_suspend(lua_State *L) {
 }
 
 static int yielded(lua_State *L, int status, lua_KContext ctx) {
-  const LTask *t = aioL_runtime(L)->task;
+  LRuntime *rt = (LRuntime *)ctx;
+  const LTask *t = rt->task;
+  LScope *scope;
   UNUSED(status);
-  return t && t->L == L ? 0 : lua_yieldk(L, 0, ctx, yielded); /* somebody else's coroutine.resume */
+  if (!t || aioL_innermost(t) != L) return lua_yieldk(L, 0, ctx, yielded); /* somebody else's coroutine.resume */
+  if (t->cancelled || t->ties)
+    if (aioL_cancelled(t->ties ? &t->ties->flow : NULL, t, &scope)) return aioL_raise_cancel(L, rt);
+  return 0;
 }
 
 /*** Lets everything else that is ready run first.
 @function yield */
 static int mod_yield(lua_State *L) {
-  LTask *t = aioL_runtime(L)->task;
-  if (!t || t->L != L || !lua_isyieldable(L)) {
+  LRuntime *rt = aioL_runtime(L);
+  LTask *t = rt->task;
+  if (!t || t->L != L || !lua_isyieldable(L)) t = aioL_waiter(L, aioL_current(L)); /* raises where waiting is impossible */
+  if (!t) {
     LContext *c = aioL_current(L);
-    aioL_waiter(L, c); /* raises where waiting is impossible */
+    aioL_checkpoint(L);
     aioL_push_box(L, c);
     aioL_turn(L, c, 0);
     aioL_raise(L, c);
     return 0;
   }
+  if (t->cancelled || t->ties) aioL_checkpoint(L);
   if (aio_co_schedule(&t->co, "aio.yield") == -ESHUTDOWN) return luaL_error(L, "attempt to use a closed context");
   t->state = L_SCHEDULED;
-  return lua_yieldk(L, 0, 0, yielded);
+  return aioL_suspend(L, t, (lua_KContext)rt, yielded);
 }
 
 /*** The running task.

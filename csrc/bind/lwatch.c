@@ -300,7 +300,7 @@ void aioL_open_watch(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"set", watch_set}, {"close", watch_close}, {"ref", watch_ref}, {"unref", watch_unref},
     {"__gc", watch_close}, {"__close", watch_close}, {"__tostring", watch_tostring}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"wait_readable", wait_readable}, {"wait_writable", wait_writable}, {NULL, NULL}};
-  aioL_class(L, rt, L_WATCH, "aioloop.watch", methods);
+  aioL_class(L, rt, L_WATCH, methods);
   lua_pushvalue(L, module);
   aioL_functions(L, rt, functions);
   lua_pop(L, 1);

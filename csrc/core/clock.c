@@ -22,6 +22,12 @@ int64_t aio_clock_now(AioClock clock) {
   return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
 }
 
+uint32_t aio_clock_coarse_ms(void) {
+  struct timespec ts;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+  return (uint32_t)(ts.tv_sec * INT64_C(1000) + ts.tv_nsec / 1000000);
+}
+
 AioVClock *aio_vclock_new(void) {
   AioVClock *vc = aio__realloc(NULL, sizeof *vc);
   if (!vc) return NULL;

@@ -6,29 +6,7 @@
 #define AIO_INTERNAL_H
 
 #include "aio.h"
-
-/* ---- circular lists with a sentinel --------------------------------------------------------------------------- */
-
-static inline void list_init(AioLink *head) { head->prev = head->next = head; }
-static inline bool list_empty(const AioLink *head) { return head->next == head; }
-static inline bool list_linked(const AioLink *n) { return n->next != NULL; }
-
-static inline void list_insert_after(AioLink *at, AioLink *n) {
-  n->prev = at;
-  n->next = at->next;
-  at->next->prev = n;
-  at->next = n;
-}
-
-static inline void list_append(AioLink *head, AioLink *n) { list_insert_after(head->prev, n); }
-
-static inline void list_unlink(AioLink *n) {
-  n->prev->next = n->next;
-  n->next->prev = n->prev;
-  n->prev = n->next = NULL;
-}
-
-#define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
+#include "list.h"
 
 /* ---- memory: the one door, which may return NULL ------------------------------------------------------------- */
 

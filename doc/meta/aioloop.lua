@@ -63,6 +63,8 @@ function context:watch(fd, callbacks) end
 ---@param ... any
 ---@return aioloop.task
 function context:spawn(fn, ...) end
+---@return aioloop.task[]
+function context:tasks() end
 ---@param co aioloop.task|thread
 ---@param ... any
 ---@return true
@@ -114,11 +116,100 @@ function watch:ref() end
 ---@return aioloop.watch
 function watch:unref() end
 
+---@class aioloop.group
+local group = {}
+---@param fn function
+---@param ... any
+---@return aioloop.task
+function group:spawn(fn, ...) end
+---@param reason? any
+function group:cancel(reason) end
+---@param timeout? number
+---@return boolean? ok, string? why
+function group:wait(timeout) end
+---@return table errors
+function group:errors() end
+
+---@class aioloop.mutex
+local mutex = {}
+---@param timeout? number
+---@return boolean? ok, string? why
+function mutex:lock(timeout) end
+function mutex:unlock() end
+---@param timeout? number
+---@return aioloop.mutex? held, string? why
+function mutex:guard(timeout) end
+---@return boolean
+function mutex:locked() end
+
+---@class aioloop.rwlock
+local rwlock = {}
+---@param timeout? number
+---@return boolean? ok, string? why
+function rwlock:rdlock(timeout) end
+---@param timeout? number
+---@return boolean? ok, string? why
+function rwlock:wrlock(timeout) end
+function rwlock:unlock() end
+---@param mode "r"|"w"
+---@param timeout? number
+---@return aioloop.rwlock? held, string? why
+function rwlock:guard(mode, timeout) end
+---@param timeout? number
+---@return boolean? ok, string? why
+function rwlock:upgrade(timeout) end
+---@return true
+function rwlock:downgrade() end
+
+---@class aioloop.condition
+local condition = {}
+---@param m aioloop.mutex
+---@param timeout? number
+---@return boolean? ok, string? why
+function condition:wait(m, timeout) end
+function condition:signal() end
+function condition:broadcast() end
+
+---@class aioloop.semaphore
+local semaphore = {}
+---@param timeout? number
+---@return boolean? ok, string? why
+function semaphore:acquire(timeout) end
+function semaphore:release() end
+
+---@class aioloop.event
+local event = {}
+---@param timeout? number
+---@return boolean? ok, string? why
+function event:wait(timeout) end
+function event:set() end
+function event:clear() end
+---@return boolean
+function event:is_set() end
+
+---@class aioloop.queue
+local queue = {}
+---@param value any
+---@param timeout? number
+---@return boolean? ok, string? why
+function queue:put(value, timeout) end
+---@param timeout? number
+---@return any value, string? why
+function queue:get(timeout) end
+function queue:close() end
+---@return fun(): any
+function queue:iter() end
+
 ---@class aioloop.task
 local task = {}
 ---@param timeout? number seconds
 ---@return boolean? ok, any ...
 function task:join(timeout) end
+---@param reason? any
+---@return boolean
+function task:cancel(reason) end
+---@return {id: integer, parent?: integer, name?: string, status: string, waiting?: string, since?: number}
+function task:info() end
 ---@return "scheduled"|"running"|"waiting"|"ended"|"failed"|"cancelled"
 function task:status() end
 ---@param name? string
@@ -208,5 +299,56 @@ function aio.wait_readable(fd, timeout) end
 ---@param timeout? number seconds
 ---@return boolean? ok, string? message, integer? errno
 function aio.wait_writable(fd, timeout) end
+---@return aioloop.group
+function aio.group() end
+---@return aioloop.mutex
+function aio.mutex() end
+---@return aioloop.rwlock
+function aio.rwlock() end
+---@return aioloop.condition
+function aio.condition() end
+---@param n integer
+---@return aioloop.semaphore
+function aio.semaphore(n) end
+---@return aioloop.event
+function aio.event() end
+---@param capacity? integer
+---@return aioloop.queue
+function aio.queue(capacity) end
+---@param seconds number
+---@param fn function
+---@param ... any
+---@return any ...
+function aio.timeout(seconds, fn, ...) end
+---@param fn function
+---@param ... any
+---@return any ...
+function aio.shield(fn, ...) end
+---@param err any
+---@return boolean
+function aio.is_cancelled(err) end
+---@param fn function
+---@return function
+function aio.wrap(fn) end
+---@param ... function
+---@return any ...
+function aio.gather(...) end
+---@param ... function
+---@return integer index, any ...
+function aio.race(...) end
+---@param list any[]
+---@param fn fun(element: any, index: integer): any
+---@param limit? integer
+---@return any[]
+function aio.map(list, fn, limit) end
+---@param fn function
+---@param ... any
+---@return any ...
+function aio.from_callback(fn, ...) end
+---@return aioloop.task[]
+function aio.tasks() end
+---@param file? file*
+---@return integer
+function aio.dump(file) end
 
 return aio

@@ -7,7 +7,9 @@
 local core = require "aioloop.core"
 
 local aio = {}
-for name, value in pairs(core) do aio[name] = value end
+for _, part in ipairs { core, (require "aioloop.combine"), (require "aioloop.report") } do
+  for name, value in pairs(part) do aio[name] = value end
+end
 aio.glib_iterate = nil -- see aioloop.glib
 
 --- The version of this module.

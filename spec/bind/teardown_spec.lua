@@ -173,7 +173,7 @@ describe("finalisers of the script", function()
       tostring(o)
     end
     for _, f in pairs(aio) do
-      if type(f) == "function" and f ~= aio.run and f ~= aio.suspend then try(f) end
+      if type(f) == "function" and f ~= aio.run and f ~= aio.suspend and f ~= aio.dump then try(f) end
     end
     for _, m in ipairs { "now", "pause", "resume", "pause" } do try(aio.clock.virtual[m], aio.clock.virtual) end
     try(aio.clock.virtual.advance, aio.clock.virtual, 1)

@@ -417,23 +417,28 @@ static void fifo_across_threads(Loop *l) {
   CHECK_STR(check_log, "fh1fh1fh");
 }
 
-enum { PRODUCERS = 4 };
+enum { PRODUCERS = 4, OF_EACH = 64, ITEMS = 1000000 }; /* not scaled: a race that loses one is rare */
+
+typedef struct Numbered {
+  AioBH bh;
+  atomic_long made; /* written before each schedule */
+  long seen;        /* home */
+} Numbered;
 
 typedef struct Producer {
   AioContext *ctx;
   uint32_t seed;
   long items;
-  AioBH bh;
-  AioCo co;
-  atomic_long bh_made;                /* written before each schedule */
-  long bh_seen, shots_run, entered;   /* home */
+  Numbered bhs[OF_EACH];
+  AioCo cos[OF_EACH];
   atomic_long co_accepted, shots;
-  bool finished;                      /* home */
+  long shots_run, entered; /* home */
+  bool finished;           /* home */
 } Producer;
 
 static void see(void *opaque) {
-  Producer *p = opaque;
-  p->bh_seen = atomic_load_explicit(&p->bh_made, memory_order_relaxed);
+  Numbered *n = opaque;
+  n->seen = atomic_load_explicit(&n->made, memory_order_relaxed);
 }
 
 static void shot(void *opaque) { ((Producer *)opaque)->shots_run++; }
@@ -442,24 +447,34 @@ static void entered(void *opaque) { ((Producer *)opaque)->entered++; }
 /* The producer's last item: everything it made before must have run. */
 static void last_shot(void *opaque) {
   Producer *p = opaque;
-  CHECK_EQ(p->bh_seen, atomic_load(&p->bh_made));
+  for (int i = 0; i < OF_EACH; i++) CHECK_EQ(p->bhs[i].seen, atomic_load(&p->bhs[i].made));
   CHECK_EQ(p->shots_run, atomic_load(&p->shots));
   CHECK_EQ(p->entered, atomic_load(&p->co_accepted));
   p->finished = true;
 }
 
+/* Of its coroutines it takes the next one that is not scheduled, and waits for the loop when all are. */
+static void schedule_a_coroutine(Producer *p, uint32_t i) {
+  int rc;
+  while ((rc = aio_co_schedule(&p->cos[i++ % OF_EACH], "producer")) == -EALREADY)
+    if (i % OF_EACH == 0) sched_yield();
+  CHECK_EQ(rc, 0);
+  atomic_fetch_add(&p->co_accepted, 1);
+}
+
 static void produce_one(Producer *p) {
-  switch (rnd(&p->seed) % 3) {
+  uint32_t dice = rnd(&p->seed), i = dice / 3 % OF_EACH;
+  switch (dice % 3) {
     case 0:
-      atomic_fetch_add_explicit(&p->bh_made, 1, memory_order_relaxed);
-      aio_bh_schedule(&p->bh);
+      atomic_fetch_add_explicit(&p->bhs[i].made, 1, memory_order_relaxed);
+      aio_bh_schedule(&p->bhs[i].bh);
       break;
     case 1:
       CHECK_EQ(aio_bh_oneshot(p->ctx, shot, p), 0);
       atomic_fetch_add(&p->shots, 1);
       break;
     default:
-      if (aio_co_schedule(&p->co, "producer") == 0) atomic_fetch_add(&p->co_accepted, 1);
+      schedule_a_coroutine(p, i);
   }
 }
 
@@ -492,9 +507,11 @@ static void many_threads_lose_nothing(Loop *l) {
     for (int i = 0; i < PRODUCERS; i++) {
       p[i].ctx = l->ctx;
       p[i].seed = (uint32_t)(i + 1) * 7919;
-      p[i].items = check_scale(500000) / PRODUCERS;
-      aio_bh_init(&p[i].bh, l->ctx, see, &p[i]);
-      aio_co_init(&p[i].co, l->ctx, entered, &p[i]);
+      p[i].items = ITEMS / PRODUCERS;
+      for (int j = 0; j < OF_EACH; j++) {
+        aio_bh_init(&p[i].bhs[j].bh, l->ctx, see, &p[i].bhs[j]);
+        aio_co_init(&p[i].cos[j], l->ctx, entered, &p[i]);
+      }
       threads[i] = start(produce, &p[i]);
     }
     RUN_UNTIL(l, finished(p) == PRODUCERS);

@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: MIT
+ * What tasks pass to one another: semaphore, event, queue.
+ *
+ * Way      get -> an item: taken; none: ticket in the queue's getters -> put -> the item is laid aside for the first of
+ *          them -> its ticket -> results. put on a full queue: the same the other way round
+ * Owner    userdata, which every waiter has on its stack. A queue's items are in a table, its user value 1: at head..tail,
+ *          and at the address of a ticket what is laid aside for it, or what it waits to put.
+ * Keep     first come, first served; an item, or a permit, that was given to one who will never take it goes back. */
+#include "lbind.h"
+
+/*** Semaphores, events and queues.
+@module aioloop.sync */
+
+static int timed_out(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2; }
+static int is_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
+static int yes(lua_State *L) { return lua_pushboolean(L, 1), 1; }
+
+static void close_all(AioLink *tickets) {
+  for (LTicket *tk; (tk = aioL_ticket_first(tickets));) aioL_take_later(tk, L_CLOSED, 0);
+}
+
+static int wait_in(lua_State *L, AioLink *tickets, const LWaitOps *ops, void *op, int64_t timeout) {
+  LTicket *tk = aioL_ticket(L, aioL_current(L), ops);
+  tk->op = op;
+  list_append(tickets, &tk->link);
+  return aioL_wait(L, tk, timeout);
+}
+
+/* ---- semaphore ---- */
+
+typedef struct LSemaphore {
+  AioLink waiters;
+  lua_Integer permits;
+} LSemaphore;
+
+static LSemaphore *check_semaphore(lua_State *L) { return aioL_check(L, 1, L_SEMAPHORE); }
+
+static void give_permit(LSemaphore *s) {
+  LTicket *tk = aioL_ticket_first(&s->waiters);
+  if (tk)
+    aioL_take_later(tk, L_DONE, 0);
+  else
+    s->permits++;
+}
+
+static void revoke_permit(lua_State *L, LTicket *tk) {
+  UNUSED(L);
+  give_permit(tk->op);
+}
+
+static const LWaitOps semaphore_ops = {.name = "semaphore:acquire", .revoke = revoke_permit};
+
+/*** Makes a semaphore.
+@function semaphore
+@tparam integer n permits, at least 0
+@treturn semaphore */
+static int mod_semaphore(lua_State *L) {
+  lua_Integer n = luaL_checkinteger(L, 1);
+  luaL_argcheck(L, n >= 0, 1, "permits cannot be negative");
+  LSemaphore *s = lua_newuserdatauv(L, sizeof *s, 0);
+  *s = (LSemaphore){.permits = n};
+  list_init(&s->waiters);
+  return aioL_set_class(L, aioL_runtime(L), L_SEMAPHORE), 1;
+}
+
+/*** Waits for a permit, and takes it.
+@function semaphore:acquire
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout" */
+static int semaphore_acquire(lua_State *L) {
+  LSemaphore *s = check_semaphore(L);
+  int64_t timeout = aioL_opt_ns(L, 2);
+  aioL_checkpoint(L);
+  if (s->permits > 0) return s->permits--, yes(L);
+  if (timeout <= 0) return timed_out(L);
+  return wait_in(L, &s->waiters, &semaphore_ops, s, timeout);
+}
+
+/*** Gives a permit: to who has waited longest, if anybody has.
+@function semaphore:release */
+static int semaphore_release(lua_State *L) { return give_permit(check_semaphore(L)), 0; }
+
+static int semaphore_gc(lua_State *L) { return close_all(&check_semaphore(L)->waiters), 0; }
+
+/* ---- event ---- */
+
+typedef struct LEvent {
+  AioLink waiters;
+  bool set;
+} LEvent;
+
+static LEvent *check_event(lua_State *L) { return aioL_check(L, 1, L_EVENT); }
+
+static const LWaitOps event_ops = {.name = "event:wait"};
+
+/*** Makes an event, not set.
+@function event
+@treturn event */
+static int mod_event(lua_State *L) {
+  LEvent *e = lua_newuserdatauv(L, sizeof *e, 0);
+  e->set = false;
+  list_init(&e->waiters);
+  return aioL_set_class(L, aioL_runtime(L), L_EVENT), 1;
+}
+
+/*** Waits until it is set.
+@function event:wait
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout" */
+static int event_wait(lua_State *L) {
+  LEvent *e = check_event(L);
+  int64_t timeout = aioL_opt_ns(L, 2);
+  aioL_checkpoint(L);
+  if (e->set) return yes(L);
+  if (timeout <= 0) return timed_out(L);
+  return wait_in(L, &e->waiters, &event_ops, e, timeout);
+}
+
+/*** Sets it: all who wait go on, and who comes later does not wait.
+@function event:set */
+static int event_set(lua_State *L) {
+  LEvent *e = check_event(L);
+  e->set = true;
+  for (LTicket *tk; (tk = aioL_ticket_first(&e->waiters));) aioL_take_later(tk, L_DONE, 0);
+  return 0;
+}
+
+/*** Takes that back.
+@function event:clear */
+static int event_clear(lua_State *L) { return check_event(L)->set = false, 0; }
+
+/*** Whether it is set.
+@function event:is_set
+@treturn boolean */
+static int event_is_set(lua_State *L) { return lua_pushboolean(L, check_event(L)->set), 1; }
+
+static int event_gc(lua_State *L) { return close_all(&check_event(L)->waiters), 0; }
+
+/* ---- queue ---- */
+
+typedef struct LQueue {
+  AioLink getters, putters;
+  LRuntime *rt;
+  lua_Integer head, tail; /* items at head..tail-1 */
+  lua_Integer capacity;   /* -1: none */
+  bool closed;
+} LQueue;
+
+static LQueue *check_queue(lua_State *L) { return aioL_check(L, 1, L_QUEUE); }
+static lua_Integer count(const LQueue *q) { return q->tail - q->head; }
+static void push_items(lua_State *L) { lua_getiuservalue(L, 1, 1); } /* [-0, +1, -] of the queue at 1 */
+
+/* The same of a queue that is on no stack here. false: it is being collected. */
+static bool find_items(lua_State *L, LQueue *q) { /* [-0, +1 or 0, -] */
+  lua_rawgeti(L, LUA_REGISTRYINDEX, q->rt->objects);
+  if (lua_rawgetp(L, -1, q) != LUA_TUSERDATA) return lua_pop(L, 2), false;
+  lua_getiuservalue(L, -1, 1);
+  lua_replace(L, -3);
+  lua_pop(L, 1);
+  return true;
+}
+
+/* stack: items -> items, value */
+static void take_aside(lua_State *L, const LTicket *tk) {
+  lua_rawgetp(L, -1, tk);
+  lua_pushnil(L);
+  lua_rawsetp(L, -3, tk);
+}
+
+static int get_results(lua_State *L, LTicket *tk) {
+  push_items(L);
+  take_aside(L, tk);
+  return 1;
+}
+
+/* stack: items, ticket (light). The item goes back to the front, or to another getter that waits. */
+static int put_back(lua_State *L) {
+  LTicket *tk = lua_touserdata(L, 2);
+  LQueue *q = tk->op;
+  LTicket *next = aioL_ticket_first(&q->getters);
+  lua_settop(L, 1);
+  take_aside(L, tk);
+  if (next) {
+    lua_rawsetp(L, 1, next);
+    aioL_take_later(next, L_DONE, 0);
+  } else {
+    lua_rawseti(L, 1, q->head - 1);
+    q->head--;
+  }
+  return 0;
+}
+
+static void get_revoke(lua_State *L, LTicket *tk) {
+  if (!lua_checkstack(L, 8)) return;
+  lua_pushcfunction(L, put_back);
+  if (!find_items(L, tk->op)) {
+    lua_pop(L, 1);
+    return;
+  }
+  lua_pushlightuserdata(L, tk);
+  if (lua_pcall(L, 2, 0, 0) != LUA_OK) lua_pop(L, 1); /* no memory for its place */
+}
+
+static void put_leave(LTicket *tk) { /* what it waited to put is forgotten, unless it has been taken */
+  LContext *c = tk->c;
+  lua_State *L = c->L ? c->L : c->rt->main;
+  if (list_linked(&tk->link)) list_unlink(&tk->link);
+  if (!lua_checkstack(L, 8) || !find_items(L, tk->op)) return;
+  take_aside(L, tk);
+  lua_pop(L, 2);
+}
+
+static const LWaitOps get_ops = {.name = "queue:get", .results = get_results, .revoke = get_revoke};
+static const LWaitOps put_ops = {.name = "queue:put", .leave = put_leave};
+
+/*** Makes a queue.
+@function queue
+@tparam[opt] integer capacity then `put` waits; none: it never does; 0: until a `get` takes the item
+@treturn queue; `#q` is the number of items */
+static int mod_queue(lua_State *L) {
+  lua_Integer capacity = luaL_optinteger(L, 1, -1);
+  luaL_argcheck(L, capacity >= 0 || lua_isnoneornil(L, 1), 1, "the capacity cannot be negative");
+  LRuntime *rt = aioL_runtime(L);
+  LQueue *q = lua_newuserdatauv(L, sizeof *q, 1);
+  *q = (LQueue){.rt = rt, .head = 1, .tail = 1, .capacity = capacity};
+  list_init(&q->getters);
+  list_init(&q->putters);
+  lua_newtable(L);
+  lua_setiuservalue(L, -2, 1);
+  aioL_know(L, q);
+  return aioL_set_class(L, rt, L_QUEUE), 1;
+}
+
+/*** Puts a value at the end; waits while the queue is full.
+@function queue:put
+@param value not nil
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout"; or nil, "closed" */
+static int queue_put(lua_State *L) {
+  LQueue *q = check_queue(L);
+  luaL_argcheck(L, !lua_isnoneornil(L, 2), 2, "a queue holds no nil");
+  int64_t timeout = aioL_opt_ns(L, 3);
+  lua_settop(L, 3);
+  aioL_checkpoint(L);
+  if (q->closed) return is_closed(L);
+  LTicket *tk = aioL_ticket_first(&q->getters);
+  push_items(L);
+  lua_pushvalue(L, 2); /* stack: queue, value, timeout, items, value */
+  if (tk) {
+    lua_rawsetp(L, 4, tk);
+    aioL_take_later(tk, L_DONE, 0);
+  } else if (q->capacity < 0 || count(q) < q->capacity) {
+    lua_rawseti(L, 4, q->tail);
+    q->tail++;
+  } else if (timeout <= 0) {
+    return timed_out(L);
+  } else {
+    tk = aioL_ticket(L, aioL_current(L), &put_ops);
+    lua_pushvalue(L, 2);
+    lua_rawsetp(L, 4, tk);
+    tk->op = q;
+    list_append(&q->putters, &tk->link);
+    return aioL_wait(L, tk, timeout);
+  }
+  return yes(L);
+}
+
+/* stack: queue, ..., items. Who waits to put may put now. */
+static void refill(lua_State *L, LQueue *q) {
+  LTicket *tk = aioL_ticket_first(&q->putters);
+  if (!tk || count(q) >= q->capacity) return;
+  lua_rawgetp(L, -1, tk);
+  lua_rawseti(L, -2, q->tail);
+  q->tail++;
+  aioL_take_later(tk, L_DONE, 0);
+}
+
+/* stack: queue, ... -> the first item */
+static bool take_first(lua_State *L, LQueue *q) { /* [-0, +1 or 0, m] */
+  LTicket *tk = aioL_ticket_first(&q->putters);
+  if (!count(q) && !tk) return false;
+  push_items(L);
+  if (count(q)) {
+    lua_rawgeti(L, -1, q->head);
+    lua_pushnil(L);
+    lua_rawseti(L, -3, q->head++);
+    lua_insert(L, -2);
+    refill(L, q);
+    lua_pop(L, 1);
+  } else {
+    lua_rawgetp(L, -1, tk);
+    lua_remove(L, -2);
+    aioL_take_later(tk, L_DONE, 0);
+  }
+  return true;
+}
+
+static int get(lua_State *L, int64_t timeout) {
+  LQueue *q = check_queue(L);
+  aioL_checkpoint(L);
+  if (take_first(L, q)) return 1;
+  if (q->closed) return is_closed(L);
+  if (timeout <= 0) return timed_out(L);
+  return wait_in(L, &q->getters, &get_ops, q, timeout);
+}
+
+/*** Takes the first value; waits while there is none.
+@function queue:get
+@number[opt] timeout seconds
+@return the value; or nil, "timeout"; or nil, "closed": no more will come */
+static int queue_get(lua_State *L) {
+  check_queue(L);
+  return get(L, aioL_opt_ns(L, 2));
+}
+
+/*** Says that no more will be put. What is in the queue can still be taken.
+@function queue:close */
+static int queue_close(lua_State *L) {
+  LQueue *q = check_queue(L);
+  q->closed = true;
+  close_all(&q->getters);
+  close_all(&q->putters);
+  return 0;
+}
+
+static int next_item(lua_State *L) {
+  lua_settop(L, 1);
+  return get(L, AIO_FOREVER);
+}
+
+/*** For loops: `for value in q:iter() do`. Ends when the queue is closed and empty.
+@function queue:iter
+@treturn function */
+static int queue_iter(lua_State *L) {
+  check_queue(L);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_pushcclosure(L, next_item, 2);
+  lua_pushvalue(L, 1);
+  return 2;
+}
+
+static int queue_len(lua_State *L) { return lua_pushinteger(L, count(check_queue(L))), 1; }
+
+static int queue_gc(lua_State *L) {
+  LQueue *q = check_queue(L);
+  close_all(&q->getters);
+  close_all(&q->putters);
+  return 0;
+}
+
+void aioL_open_queue(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg semaphore[] = {{"acquire", semaphore_acquire}, {"release", semaphore_release}, {"__gc", semaphore_gc},
+    {NULL, NULL}};
+  static const luaL_Reg event[] = {{"wait", event_wait}, {"set", event_set}, {"clear", event_clear}, {"is_set", event_is_set},
+    {"__gc", event_gc}, {NULL, NULL}};
+  static const luaL_Reg queue[] = {{"put", queue_put}, {"get", queue_get}, {"close", queue_close}, {"iter", queue_iter},
+    {"__len", queue_len}, {"__gc", queue_gc}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"semaphore", mod_semaphore}, {"event", mod_event}, {"queue", mod_queue}, {NULL, NULL}};
+  aioL_class(L, rt, L_SEMAPHORE, semaphore);
+  aioL_class(L, rt, L_EVENT, event);
+  aioL_class(L, rt, L_QUEUE, queue);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}

@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: MIT
+ * Locks between tasks: mutex, reader-writer lock, condition.
+ *
+ * Way      lock -> free: hold; taken: ticket in the lock's queue -> unlock -> pass_on -> hold for the first -> its ticket
+ *          cond:wait -> ticket in the condition's queue, mutex passed on -> signal, timeout or cancel -> settle: into the
+ *          mutex's queue -> pass_on -> the outcome that it had
+ * Owner    a lock is a userdata, which every waiter has on its stack. A hold is in the lock and in its task.
+ * Keep     first come, first served; a holder is known, so that others cannot unlock and a task's end cannot leave it locked.
+ *          Whoever is not a task (main chunk, callbacks) counts as one holder. */
+#include "lbind.h"
+
+/*** Locks between tasks.
+@module aioloop.sync */
+
+typedef struct LLock {
+  AioLink queue;   /* tickets; op is the hold to be, at the mode */
+  AioLink holds;
+  LHold first;     /* the only hold of a mutex */
+  LRuntime *rt;
+  bool exclusive;  /* held by one mutex owner or writer */
+  bool is_rw;
+} LLock;
+
+enum { READ, WRITE }; /* mode */
+enum { SIGNALLED = 100, LOCKED }; /* a condition's ticket: waits for the mutex with this + outcome; has it */
+
+/* ---- holding ---- */
+
+static LTask *holder(LRuntime *rt) { return rt->task; } /* NULL: not a task */
+
+static bool compatible(const LLock *l, int mode) {
+  return list_empty(&l->holds) || (mode == READ && !l->exclusive);
+}
+
+/* Made before it is needed, so that being given the lock cannot fail. */
+static LHold *new_hold(lua_State *L, LLock *l) { /* [-0, +0, -] NULL: no memory */
+  if (!l->is_rw) return &l->first;
+  LHold *h = l->rt->spare_holds;
+  if (h)
+    l->rt->spare_holds = h->next_spare;
+  else
+    h = aioL_alloc(L, NULL, 0, sizeof *h);
+  if (h) *h = (LHold){.lock = l};
+  return h;
+}
+
+static void give_back(LHold *h) {
+  LLock *l = h->lock;
+  if (h == &l->first) return;
+  h->next_spare = l->rt->spare_holds;
+  l->rt->spare_holds = h;
+}
+
+static void hold(LHold *h, LTask *t, int mode) {
+  LLock *l = h->lock;
+  h->task = t;
+  list_append(&l->holds, &h->in_lock);
+  if (t) list_insert_after(&t->ties->held, &h->in_task);
+  l->exclusive = mode == WRITE;
+}
+
+static void drop_hold(LHold *h) {
+  LLock *l = h->lock;
+  list_unlink(&h->in_lock);
+  if (list_linked(&h->in_task)) list_unlink(&h->in_task);
+  if (list_empty(&l->holds)) l->exclusive = false;
+  give_back(h);
+}
+
+static LHold *find_hold(const LLock *l, const LTask *t) {
+  for (const AioLink *n = l->holds.next; n != &l->holds; n = n->next) {
+    LHold *h = container_of((AioLink *)(uintptr_t)n, LHold, in_lock);
+    if (h->task == t) return h;
+  }
+  return NULL;
+}
+
+static const LWaitOps condition_ops;
+
+/* To the first in the queue; to all readers at its front. */
+static void pass_on(LLock *l) {
+  for (LTicket *tk; (tk = aioL_ticket_first(&l->queue));) {
+    bool from_condition = tk->ops == &condition_ops;
+    int mode = from_condition ? WRITE : tk->at;
+    if (!compatible(l, mode)) return;
+    hold(tk->op, tk->task, mode);
+    LOutcome outcome = from_condition ? (LOutcome)(tk->at - SIGNALLED) : L_DONE;
+    tk->at = LOCKED;
+    aioL_take_later(tk, outcome, 0);
+  }
+}
+
+static void release(LHold *h) {
+  LLock *l = h->lock;
+  drop_hold(h);
+  pass_on(l);
+}
+
+/* It was given the lock and will never know. */
+static void revoke(lua_State *L, LTicket *tk) {
+  UNUSED(L);
+  LHold *h = tk->op;
+  if (list_linked(&h->in_lock) && h->task == tk->task) release(h);
+}
+
+static void leave(LTicket *tk) {
+  if (list_linked(&tk->link)) list_unlink(&tk->link);
+  if (tk->at != LOCKED) give_back(tk->op);
+}
+
+/* stack: task (light), lock's kind (light string) */
+static int held_message(lua_State *L) {
+  aioL_task_label(L, lua_touserdata(L, 1));
+  lua_pushfstring(L, "%s ended while it held a %s", lua_tostring(L, -1), (const char *)lua_touserdata(L, 2));
+  return 1;
+}
+
+void aioL_locks_drop(LContext *c, LTask *t) {
+  while (!list_empty(&t->ties->held)) {
+    LHold *h = container_of(t->ties->held.next, LHold, in_task);
+    const char *kind = h->lock->is_rw ? "rwlock" : "mutex";
+    release(h);
+    lua_State *L = c->L;
+    if (c->closed || !L || !lua_checkstack(L, 8)) continue;
+    lua_pushcfunction(L, held_message);
+    lua_pushlightuserdata(L, t);
+    lua_pushlightuserdata(L, (void *)(uintptr_t)kind);
+    lua_pcall(L, 2, 1, 0);
+    aioL_report(c, "lock", NULL);
+  }
+}
+
+void aioL_holds_free(lua_State *L, LRuntime *rt) {
+  for (LHold *h; (h = rt->spare_holds);) {
+    rt->spare_holds = h->next_spare;
+    aioL_alloc(L, h, sizeof *h, 0);
+  }
+}
+
+/* ---- waiting for a lock ---- */
+
+static int results_self(lua_State *L, LTicket *tk) { /* of a guard: the lock itself, whose __close unlocks it */
+  UNUSED(tk);
+  return lua_pushvalue(L, 1), 1;
+}
+
+static const LWaitOps lock_ops[2][2] = {
+  {{.name = "mutex:lock", .leave = leave, .revoke = revoke},
+   {.name = "mutex:guard", .leave = leave, .revoke = revoke, .results = results_self}},
+  {{.name = "rwlock", .leave = leave, .revoke = revoke},
+   {.name = "rwlock:guard", .leave = leave, .revoke = revoke, .results = results_self}}};
+
+static int acquire(lua_State *L, LLock *l, int mode, int64_t timeout, bool guard) {
+  LTask *t = holder(l->rt);
+  aioL_checkpoint(L);
+  bool free = list_empty(&l->queue) && compatible(l, mode);
+  if (!free && find_hold(l, t)) return luaL_error(L, "deadlock: the caller holds this %s already", l->is_rw ? "rwlock" : "mutex");
+  if (!free && timeout <= 0) return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2;
+  if (t) aioL_ties(L, t);
+  LTicket *tk = free ? NULL : aioL_ticket(L, aioL_current(L), &lock_ops[l->is_rw][guard]);
+  LHold *h = new_hold(L, l);
+  if (!h) {
+    if (tk) aioL_ticket_drop(tk);
+    return luaL_error(L, "not enough memory");
+  }
+  if (!tk) {
+    hold(h, t, mode);
+    if (!guard) return lua_pushboolean(L, 1), 1;
+    return lua_pushvalue(L, 1), 1;
+  }
+  tk->op = h;
+  tk->at = mode;
+  list_append(&l->queue, &tk->link);
+  return aioL_wait(L, tk, timeout);
+}
+
+static int unlock(lua_State *L, LLock *l, bool must) {
+  LHold *h = find_hold(l, holder(l->rt));
+  if (!h && must) return luaL_error(L, "attempt to unlock a %s that the caller does not hold", l->is_rw ? "rwlock" : "mutex");
+  if (h) release(h);
+  return 0;
+}
+
+static LLock *new_lock(lua_State *L, LKind kind) {
+  LLock *l = lua_newuserdatauv(L, sizeof *l, 0);
+  *l = (LLock){.rt = aioL_runtime(L), .is_rw = kind == L_RWLOCK, .first = {.lock = l}};
+  list_init(&l->queue);
+  list_init(&l->holds);
+  aioL_set_class(L, l->rt, kind);
+  return l;
+}
+
+/* Only coroutines that were closed behind our back can be in its queues. */
+static void collect(LLock *l) {
+  for (LTicket *tk; (tk = aioL_ticket_first(&l->queue));) aioL_take_later(tk, L_CLOSED, 0);
+  while (!list_empty(&l->holds)) drop_hold(container_of(l->holds.next, LHold, in_lock));
+}
+
+/* ---- mutex ---- */
+
+static LLock *check_mutex(lua_State *L, int idx) { return aioL_check(L, idx, L_MUTEX); }
+
+/*** Makes a mutex. It is not recursive; who waits is served first come, first served.
+@function mutex
+@treturn mutex */
+static int mod_mutex(lua_State *L) { return new_lock(L, L_MUTEX), 1; }
+
+/*** Waits until the mutex is free, and holds it.
+@function mutex:lock
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout"
+@raise when the caller holds it already */
+static int mutex_lock(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), false); }
+
+/*** The same, for `local held <close> = m:guard()`.
+@function mutex:guard
+@number[opt] timeout seconds
+@treturn mutex itself, which is unlocked when the variable goes out of scope; or nil, "timeout" */
+static int mutex_guard(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), true); }
+
+/*** Passes it on to who has waited longest.
+@function mutex:unlock
+@raise when the caller does not hold it */
+static int mutex_unlock(lua_State *L) { return unlock(L, check_mutex(L, 1), true); }
+
+/*** Whether somebody holds it.
+@function mutex:locked
+@treturn boolean */
+static int mutex_locked(lua_State *L) { return lua_pushboolean(L, !list_empty(&check_mutex(L, 1)->holds)), 1; }
+
+static int mutex_close(lua_State *L) { return unlock(L, check_mutex(L, 1), false); }
+static int mutex_gc(lua_State *L) { return collect(check_mutex(L, 1)), 0; }
+
+/* ---- rwlock ---- */
+
+static LLock *check_rwlock(lua_State *L) { return aioL_check(L, 1, L_RWLOCK); }
+
+/*** Makes a reader-writer lock: many may read, one may write; readers queue behind a writer that waits.
+@function rwlock
+@treturn rwlock */
+static int mod_rwlock(lua_State *L) { return new_lock(L, L_RWLOCK), 1; }
+
+/*** Waits until it may be read, and holds it for reading.
+@function rwlock:rdlock
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout" */
+static int rwlock_rdlock(lua_State *L) { return acquire(L, check_rwlock(L), READ, aioL_opt_ns(L, 2), false); }
+
+/*** Waits until nobody else holds it, and holds it for writing.
+@function rwlock:wrlock
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout" */
+static int rwlock_wrlock(lua_State *L) { return acquire(L, check_rwlock(L), WRITE, aioL_opt_ns(L, 2), false); }
+
+/*** Either, for `local held <close> = rw:guard("r")`.
+@function rwlock:guard
+@string mode "r" or "w"
+@number[opt] timeout seconds
+@treturn rwlock itself; or nil, "timeout" */
+static int rwlock_guard(lua_State *L) {
+  static const char *const modes[] = {"r", "w", NULL};
+  LLock *l = check_rwlock(L);
+  int mode = luaL_checkoption(L, 2, NULL, modes);
+  return acquire(L, l, mode, aioL_opt_ns(L, 3), true);
+}
+
+/*** Lets go of it, whichever way it is held.
+@function rwlock:unlock
+@raise when the caller does not hold it */
+static int rwlock_unlock(lua_State *L) { return unlock(L, check_rwlock(L), true); }
+
+/*** Turns a reader into a writer. Other writers may come in between; after a timeout or a cancel nothing is held.
+@function rwlock:upgrade
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout" */
+static int rwlock_upgrade(lua_State *L) {
+  LLock *l = check_rwlock(L);
+  int64_t timeout = aioL_opt_ns(L, 2);
+  LHold *h = find_hold(l, holder(l->rt));
+  if (!h || l->exclusive) return luaL_error(L, "only who holds it for reading can upgrade a rwlock");
+  aioL_checkpoint(L);
+  release(h);
+  return acquire(L, l, WRITE, timeout, false);
+}
+
+/*** Turns a writer into a reader, at once; readers at the front of the queue come in too.
+@function rwlock:downgrade
+@treturn boolean true */
+static int rwlock_downgrade(lua_State *L) {
+  LLock *l = check_rwlock(L);
+  if (!l->exclusive || !find_hold(l, holder(l->rt))) return luaL_error(L, "only who holds it for writing can downgrade a rwlock");
+  l->exclusive = false;
+  pass_on(l);
+  return lua_pushboolean(L, 1), 1;
+}
+
+static int rwlock_close(lua_State *L) { return unlock(L, check_rwlock(L), false); }
+static int rwlock_gc(lua_State *L) { return collect(check_rwlock(L)), 0; }
+
+/* ---- condition ---- */
+
+typedef struct LCondition {
+  AioLink queue;
+  LLock *mutex; /* of those who wait */
+} LCondition;
+
+/* Whatever ends the wait, the mutex comes first. */
+static bool condition_settle(LTicket *tk, LOutcome outcome) {
+  LCondition *cond = tk->op;
+  if (outcome == L_CLOSED || tk->at == LOCKED) return true;
+  if (tk->at >= SIGNALLED) return false;
+  LLock *m = cond->mutex;
+  list_unlink(&tk->link);
+  if (tk->c->core) aio_timer_disarm(&tk->timer);
+  tk->op = &m->first;
+  if (list_empty(&m->queue) && compatible(m, WRITE)) {
+    hold(&m->first, tk->task, WRITE);
+    tk->at = LOCKED;
+    return true;
+  }
+  tk->at = SIGNALLED + (int)outcome;
+  list_append(&m->queue, &tk->link);
+  return false;
+}
+
+static const LWaitOps condition_ops = {.name = "condition:wait", .settle = condition_settle, .revoke = revoke};
+
+static LCondition *check_condition(lua_State *L) { return aioL_check(L, 1, L_CONDITION); }
+
+/*** Makes a condition.
+@function condition
+@treturn condition */
+static int mod_condition(lua_State *L) {
+  LCondition *cond = lua_newuserdatauv(L, sizeof *cond, 0);
+  *cond = (LCondition){.mutex = NULL};
+  list_init(&cond->queue);
+  return aioL_set_class(L, aioL_runtime(L), L_CONDITION), 1;
+}
+
+/*** Unlocks the mutex, waits for a signal, and locks it again: also after a timeout, and before a cancel is raised.
+@function condition:wait
+@tparam mutex mutex held by the caller; the same for all who wait at a time
+@number[opt] timeout seconds
+@treturn boolean true; or nil, "timeout" */
+static int condition_wait(lua_State *L) {
+  LCondition *cond = check_condition(L);
+  LLock *m = check_mutex(L, 2);
+  int64_t timeout = aioL_opt_ns(L, 3);
+  LHold *h = find_hold(m, holder(m->rt));
+  if (!h) return luaL_error(L, "condition:wait needs the mutex held by the caller");
+  if (!list_empty(&cond->queue) && cond->mutex != m) return luaL_error(L, "others wait on this condition with another mutex");
+  LTicket *tk = aioL_ticket(L, aioL_current(L), &condition_ops);
+  cond->mutex = m;
+  tk->op = cond;
+  tk->at = 0;
+  list_append(&cond->queue, &tk->link);
+  release(h);
+  return aioL_wait(L, tk, timeout);
+}
+
+/*** Wakes who has waited longest; without a waiter it is forgotten.
+@function condition:signal */
+static int condition_signal(lua_State *L) {
+  LTicket *tk = aioL_ticket_first(&check_condition(L)->queue);
+  if (tk) aioL_take_later(tk, L_DONE, 0);
+  return 0;
+}
+
+/*** Wakes all who wait.
+@function condition:broadcast */
+static int condition_broadcast(lua_State *L) {
+  LCondition *cond = check_condition(L);
+  for (LTicket *tk; (tk = aioL_ticket_first(&cond->queue));) aioL_take_later(tk, L_DONE, 0);
+  return 0;
+}
+
+static int condition_gc(lua_State *L) {
+  LCondition *cond = check_condition(L);
+  for (LTicket *tk; (tk = aioL_ticket_first(&cond->queue));) aioL_take_later(tk, L_CLOSED, 0);
+  return 0;
+}
+
+void aioL_open_sync(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg mutex[] = {{"lock", mutex_lock}, {"unlock", mutex_unlock}, {"guard", mutex_guard}, {"locked", mutex_locked},
+    {"__close", mutex_close}, {"__gc", mutex_gc}, {NULL, NULL}};
+  static const luaL_Reg rwlock[] = {{"rdlock", rwlock_rdlock}, {"wrlock", rwlock_wrlock}, {"unlock", rwlock_unlock},
+    {"guard", rwlock_guard}, {"upgrade", rwlock_upgrade}, {"downgrade", rwlock_downgrade}, {"__close", rwlock_close},
+    {"__gc", rwlock_gc}, {NULL, NULL}};
+  static const luaL_Reg condition[] = {{"wait", condition_wait}, {"signal", condition_signal}, {"broadcast", condition_broadcast},
+    {"__gc", condition_gc}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"mutex", mod_mutex}, {"rwlock", mod_rwlock}, {"condition", mod_condition}, {NULL, NULL}};
+  aioL_class(L, rt, L_MUTEX, mutex);
+  aioL_class(L, rt, L_RWLOCK, rwlock);
+  aioL_class(L, rt, L_CONDITION, condition);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}

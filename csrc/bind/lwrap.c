@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT
+ * aio.wrap: coroutine.wrap for generators whose code may wait, since a wait inside passes through to the loop.
+ *
+ * Way      call -> resume the inner coroutine; it yields values -> results. It waits -> the caller yields too, and so on up
+ *          to the task, which the loop resumes -> go_on -> resume the inner one -> results of the wait
+ * Owner    the LWrap is an upvalue of the function that aio.wrap returns, and holds the inner thread as a user value.
+ * Keep     a flow's `wrap` is the innermost of those that run; a generator left by coroutine.yield is in no flow, nor are
+ *          the scopes that it has open. */
+#include "lbind.h"
+
+/*** Generators that may wait.
+@module aioloop.wrap */
+
+int aioL_suspend(lua_State *L, LTask *t, lua_KContext ctx, lua_KFunction k) {
+  if (L != t->L) t->ties->flow.wrap->waits = true;
+  return lua_yieldk(L, 0, ctx, k);
+}
+
+static LFlow *flow_of(lua_State *L, LRuntime *rt) { return rt->task ? &aioL_ties(L, rt->task)->flow : &rt->flow; }
+
+static int go_on(lua_State *L, int status, lua_KContext ctx);
+
+static void leave(LRuntime *rt, LWrap *w) {
+  LFlow *flow = rt->task ? &rt->task->ties->flow : &rt->flow;
+  if (flow->wrap == w) flow->wrap = w->outer;
+  w->running = false;
+  w->outer = NULL;
+}
+
+static int broken(lua_State *L, LRuntime *rt, LWrap *w) {
+  luaL_checkstack(L, 4, NULL);
+  if (lua_checkstack(w->co, 1)) {
+    lua_pushvalue(w->co, -1);
+    lua_xmove(w->co, L, 1);
+    aioL_note(L, w->co);
+    lua_pop(L, 1);
+  }
+  leave(rt, w);
+  aioL_scopes_drop(L, &w->scopes);
+  aioL_reset_thread(w->co, L); /* runs its <close> variables; leaves the error, or that of one of them */
+  lua_xmove(w->co, L, 1);
+  return lua_error(L);
+}
+
+static int resume(lua_State *L, LRuntime *rt, LWrap *w, int nargs) {
+  int n;
+  int status = lua_resume(w->co, L, nargs, &n);
+  if (status == LUA_YIELD && w->waits) {
+    w->waits = false;
+    if (n) lua_pop(w->co, n);
+    if (w->outer) w->outer->waits = true;
+    return lua_yieldk(L, 0, (lua_KContext)w, go_on);
+  }
+  if (status != LUA_OK && status != LUA_YIELD) return broken(L, rt, w);
+  leave(rt, w);
+  if (!lua_checkstack(L, n + 1)) {
+    lua_pop(w->co, n);
+    return luaL_error(L, "too many results");
+  }
+  lua_xmove(w->co, L, n);
+  return n;
+}
+
+static int go_on(lua_State *L, int status, lua_KContext ctx) {
+  LWrap *w = (LWrap *)ctx;
+  LRuntime *rt = aioL_runtime(L);
+  LTask *t = rt->task;
+  UNUSED(status);
+  if (!t || !w->running || w->from != L) return lua_yieldk(L, 0, ctx, go_on); /* somebody else's coroutine.resume */
+  int nargs = t->ties->flow.wrap == w ? t->nargs : 0, top = lua_gettop(w->co);
+  if (t->ties->flow.wrap == w) t->nargs = 0;
+  return resume(L, rt, w, nargs < top ? nargs : top);
+}
+
+/* the function that aio.wrap returns; upvalue 3: the LWrap */
+static int call(lua_State *L) {
+  LRuntime *rt = aioL_runtime(L);
+  LWrap *w = lua_touserdata(L, lua_upvalueindex(3));
+  int nargs = lua_gettop(L);
+  if (w->running) return luaL_error(L, "cannot resume a generator that is running");
+  if (!aioL_resumable(w->co)) return luaL_error(L, "cannot resume dead coroutine");
+  if (!lua_checkstack(w->co, nargs)) return luaL_error(L, "too many arguments");
+  LFlow *flow = flow_of(L, rt);
+  w->from = L;
+  w->flow = flow;
+  w->outer = flow->wrap;
+  flow->wrap = w;
+  w->running = true;
+  lua_xmove(L, w->co, nargs);
+  return resume(L, rt, w, nargs);
+}
+
+static int wrap_gc(lua_State *L) {
+  LWrap *w = lua_touserdata(L, 1);
+  if (w->running) /* its task was closed behind our back, and has not been told */
+    for (LWrap **at = &w->flow->wrap; *at; at = &(*at)->outer)
+      if (*at == w) {
+        *at = w->outer;
+        break;
+      }
+  aioL_scopes_drop(L, &w->scopes);
+  return 0;
+}
+
+/*** As `coroutine.wrap`, but the function may wait: a generator that reads from a stream, say.
+@function wrap
+@tparam function fn
+@treturn function resumes fn with its arguments, and returns what fn yields */
+static int mod_wrap(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_pushvalue(L, lua_upvalueindex(2));
+  LWrap *w = lua_newuserdatauv(L, sizeof *w, 1);
+  *w = (LWrap){.co = lua_newthread(L)};
+  lua_setiuservalue(L, -2, 1);
+  aioL_set_class(L, aioL_runtime(L), L_WRAP);
+  lua_pushvalue(L, 1);
+  lua_xmove(L, w->co, 1);
+  lua_pushcclosure(L, call, 3);
+  return 1;
+}
+
+void aioL_open_wrap(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg methods[] = {{"__gc", wrap_gc}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"wrap", mod_wrap}, {NULL, NULL}};
+  aioL_class(L, rt, L_WRAP, methods);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}
