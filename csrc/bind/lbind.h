@@ -331,6 +331,7 @@ void aioL_member_ended(LContext *c, LTask *t); /* its group takes note */
 /* ---- what each file adds to the module: [-0, +0, m], the module's functions table at `module` ---- */
 
 void aioL_open_context(lua_State *L, LRuntime *rt, int module);
+void aioL_open_run(lua_State *L, LRuntime *rt, int module); /* the class is there */
 void aioL_open_bh(lua_State *L, LRuntime *rt, int module);
 void aioL_open_timer(lua_State *L, LRuntime *rt, int module);
 void aioL_open_watch(lua_State *L, LRuntime *rt, int module);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Contexts as Lua sees them: making, polling, running, closing, and the table that holds what is active.
+ * Contexts as Lua sees them: making, closing, and the table that holds what is active. lrun.c makes them turn.
  *
- * Way      ctx:poll -> aioL_turn -> aio_poll -> callbacks; then the first collected error is raised
+ * Way      aio.context -> new_context -> aio_context_new; ctx:close or its collection -> close_context -> aio_context_close
  * Owner    the userdata and each handle count the LContext; the anchor table is the userdata's user value, so a context
  *          that nobody can reach goes together with all that is active on it.
  * Keep     anchor[0] is the side table, anchor[slot] an active object, false in a free place (so the array stays one). */
@@ -10,7 +10,7 @@
 
 #include "lbind.h"
 
-/*** Contexts: one turn, run, and what a loop tells of itself.
+/*** Contexts: making and closing one, one turn, run, and what a loop tells of itself.
 @module aioloop.context */
 
 /* ---- LContext ---- */
@@ -275,6 +275,22 @@ static int mod_context(lua_State *L) {
   return 1;
 }
 
+/*** Adaptive busy polling: before sleeping, spin for a learned time. Off by default.
+@function context:set_polling
+@tparam table parameters max_ns (0: off), grow (factor, 0: 2), shrink (divisor, 0: to nothing) */
+static int ctx_set_polling(lua_State *L) {
+  LContext *c = aioL_context(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 2);
+  lua_insert(L, 1); /* stack: parameters, context */
+  int64_t max = ns_field(L, "max_ns"), grow = ns_field(L, "grow"), shrink = ns_field(L, "shrink");
+  aioL_check_open(L, c); /* a metamethod may have closed it */
+  aio_set_polling(c->core, max, grow, shrink);
+  return 0;
+}
+
+/* ---- finding ---- */
+
 /*** The default context of this Lua state, made at first use.
 @function default
 @treturn context */
@@ -293,222 +309,6 @@ static int mod_current(lua_State *L) {
   else
     default_context(L, rt);
   return 1;
-}
-
-/* ---- polling ---- */
-
-static int64_t poll_limit(lua_State *L, int idx) {
-  if (lua_isnoneornil(L, idx)) return AIO_FOREVER;
-  if (lua_isboolean(L, idx)) return lua_toboolean(L, idx) ? AIO_FOREVER : 0;
-  int64_t ns = aioL_check_ns(L, idx);
-  return ns < 0 ? 0 : ns;
-}
-
-/*** One turn of the loop. May be called from any callback and inside a task (which it does not suspend).
-@function context:poll
-@tparam[opt=true] boolean|number wait true: until there is progress or a notification; false: not at all; a number: seconds at most
-@treturn boolean whether a callback other than an idle one ran
-@raise the first error of a callback, if this is the outermost poll and no on_error handler is set */
-static int ctx_poll(lua_State *L) {
-  LContext *c = aioL_context(L, 1);
-  int64_t limit = poll_limit(L, 2);
-  lua_settop(L, 1);
-  luaL_checkstack(L, 20, "too many nested polls");
-  bool progress = aioL_turn(L, c, limit);
-  aioL_raise(L, c);
-  lua_pushboolean(L, progress);
-  return 1;
-}
-
-static bool finished(const LContext *c, const LTask *main) {
-  if (c->closed || c->stopping) return true;
-  if (main && !aioL_task_ended(main)) return false;
-  if (main && (c->runs > 1 || main->state == L_BROKEN)) return true;
-  return !c->live;
-}
-
-/* stack: context, task (light) */
-static int run_protected(lua_State *L) {
-  LContext *c = ((LContextBox *)lua_touserdata(L, 1))->c;
-  const LTask *main = lua_touserdata(L, 2);
-  while (!finished(c, main)) {
-    if (!aio_context_can_wake(c->core) && !aio_source_attached(c->core)) aioL_deadlock(L, c);
-    aioL_turns(L, c, finished, main);
-    aioL_raise(L, c);
-  }
-  if (c->failed && !c->closed) { /* a handle was collected since */
-    aioL_turn(L, c, 0);
-    aioL_raise(L, c);
-  }
-  return 0;
-}
-
-/*** Runs the loop until nothing referenced is left, or `ctx:stop`.
-@function context:run
-@tparam[opt] function fn run as a task; inside a running `run`, the call returns when it has ended
-@param ... its arguments
-@return the results of fn
-@raise the error of fn; the first error of a callback or of a task that nobody joined; deadlock */
-static int ctx_run(lua_State *L) {
-  LContext *c = aioL_context(L, 1);
-  LTask *t = NULL;
-  if (lua_isnoneornil(L, 2)) {
-    if (c->runs) return luaL_error(L, "run is running already: ctx:run(fn) waits for fn alone, ctx:poll takes one turn");
-    lua_settop(L, 1);
-    lua_pushnil(L);
-  } else {
-    t = aioL_spawn(L, c, 2, "aio.run");
-    t->keep = t->joined = true; /* its error is raised here */
-  }
-  luaL_checkstack(L, 20, "too many nested runs");
-  aioL_context_ref(c);
-  if (t) t->refs++;
-  c->runs++;
-  lua_pushcfunction(L, run_protected);
-  lua_pushvalue(L, 1);
-  lua_pushlightuserdata(L, t);
-  int status = lua_pcall(L, 2, 0, 0);
-  if (--c->runs == 0 || c->stopping) c->stopping = false;
-  aioL_context_unref(L, c);
-  if (t) aioL_task_unref(t);
-  if (status != LUA_OK) return lua_error(L);
-  if (!t) return 0;
-  if (!((LTaskBox *)lua_touserdata(L, 2))->t) return luaL_error(L, "attempt to use a closed task");
-  if (!aioL_task_ended(t)) return 0; /* stopped */
-  if (t->state == L_BROKEN) return aioL_task_push_error(L, t), lua_error(L);
-  return aioL_task_results(L, t, true) - 1;
-}
-
-/*** Makes the innermost `run` return when this turn ends.
-@function context:stop */
-static int ctx_stop(lua_State *L) {
-  LContext *c = aioL_context(L, 1);
-  if (c->runs) c->stopping = true;
-  aio_notify(c->core); /* a turn under another driver looks up */
-  return 0;
-}
-
-/*** Makes a sleeping poll, or the next one, return and look at everything again.
-@function context:notify */
-static int ctx_notify(lua_State *L) {
-  aio_notify(aioL_context(L, 1)->core);
-  return 0;
-}
-
-/*** Takes the context's recursive lock, for C threads that share it.
-@function context:acquire */
-static int ctx_acquire(lua_State *L) {
-  aio_context_acquire(aioL_context(L, 1)->core);
-  return 0;
-}
-
-/*** Gives the lock back.
-@function context:release */
-static int ctx_release(lua_State *L) {
-  aio_context_release(aioL_context(L, 1)->core);
-  return 0;
-}
-
-/*** What the context has done, and has now.
-@function context:stats
-@treturn table backend, polls, wakeups, asks, bhs, timers, fds, entries (counts of callbacks and coroutine entries),
-  bhs_pending, timers_armed, watches, tasks, live, poll_ns, name, and errors: the list that was collected when the last one was raised */
-static int ctx_stats(lua_State *L) {
-  LContext *c = aioL_context(L, 1);
-  AioStats s;
-  const char *backend = aio_context_backend(c->core);
-  aio_context_stats(c->core, &s); /* all that is asked of the core: below, a finaliser may close it */
-  const struct { const char *name; uint64_t value; } fields[] = {
-    {"polls", s.polls}, {"wakeups", s.wakeups}, {"asks", s.asks}, {"bhs", s.bhs}, {"timers", s.timers}, {"fds", s.fds},
-    {"entries", s.entries}, {"bhs_pending", s.bhs_pending}, {"timers_armed", s.timers_armed}, {"watches", s.watches},
-    {"live", c->live}, {"poll_ns", (uint64_t)s.poll_ns}};
-  lua_createtable(L, 0, 16);
-  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-    lua_pushinteger(L, (lua_Integer)fields[i].value);
-    lua_setfield(L, -2, fields[i].name);
-  }
-  lua_Integer tasks = 0;
-  aioL_push_anchor(L, c);
-  for (uint32_t i = 1; i < c->nslots; i++) {
-    tasks += lua_rawgeti(L, -1, i) == LUA_TTHREAD;
-    lua_pop(L, 1);
-  }
-  lua_pop(L, 1);
-  lua_pushinteger(L, tasks);
-  lua_setfield(L, -2, "tasks");
-  lua_pushstring(L, backend);
-  lua_setfield(L, -2, "backend");
-  aioL_push_side(L, c);
-  lua_rawgeti(L, -1, SIDE_NAME);
-  lua_setfield(L, -3, "name");
-  lua_newtable(L);
-  lua_rawgeti(L, -2, SIDE_LAST_ERRORS);
-  for (lua_Integer i = (lua_Integer)lua_rawlen(L, -1); i > 0; i--) {
-    lua_rawgeti(L, -1, i);
-    lua_getfield(L, -1, "error");
-    lua_rawseti(L, -4, i);
-    lua_pop(L, 1);
-  }
-  lua_pop(L, 1);
-  lua_setfield(L, -3, "errors");
-  lua_pop(L, 1);
-  return 1;
-}
-
-/*** An fd that is readable when a turn would find work, for other loops.
-@function context:pollfd
-@treturn integer fd, or nil, message, errno (backend "poll" has none) */
-static int ctx_pollfd(lua_State *L) {
-  int fd = aio_context_pollfd(aioL_context(L, 1)->core);
-  if (fd < 0) return aioL_fail(L, fd);
-  lua_pushinteger(L, fd);
-  return 1;
-}
-
-/*** What to wait for on `pollfd`, as cqueues has it.
-@function context:events
-@treturn string "r" */
-static int ctx_events(lua_State *L) {
-  aioL_context(L, 1);
-  lua_pushliteral(L, "r");
-  return 1;
-}
-
-/*** How long another loop may sleep on `pollfd`.
-@function context:timeout
-@treturn number seconds, 0 when a turn would find work, nil for ever */
-static int ctx_timeout(lua_State *L) {
-  int64_t ns = aio_context_timeout(aioL_context(L, 1)->core);
-  if (ns == AIO_FOREVER) return luaL_pushfail(L), 1;
-  aioL_push_seconds(L, ns);
-  return 1;
-}
-
-/*** Adaptive busy polling: before sleeping, spin for a learned time. Off by default.
-@function context:set_polling
-@tparam table parameters max_ns (0: off), grow (factor, 0: 2), shrink (divisor, 0: to nothing) */
-static int ctx_set_polling(lua_State *L) {
-  LContext *c = aioL_context(L, 1);
-  luaL_checktype(L, 2, LUA_TTABLE);
-  lua_settop(L, 2);
-  lua_insert(L, 1); /* stack: parameters, context */
-  int64_t max = ns_field(L, "max_ns"), grow = ns_field(L, "grow"), shrink = ns_field(L, "shrink");
-  aioL_check_open(L, c); /* a metamethod may have closed it */
-  aio_set_polling(c->core, max, grow, shrink);
-  return 0;
-}
-
-/*** Sets who is told of errors in callbacks and unjoined tasks.
-@function context:on_error
-@tparam function|nil fn called with the error and where it came from; nil: the outermost poll or run raises the first */
-static int ctx_on_error(lua_State *L) {
-  LContext *c = aioL_context(L, 1);
-  luaL_argexpected(L, lua_isnoneornil(L, 2) || lua_isfunction(L, 2), 2, "function or nil");
-  lua_settop(L, 2);
-  aioL_push_side(L, c);
-  lua_insert(L, 2);
-  lua_rawseti(L, 2, SIDE_ON_ERROR);
-  return 0;
 }
 
 static int ctx_tostring(lua_State *L) {
@@ -566,9 +366,7 @@ static int mod_type(lua_State *L) {
 }
 
 void aioL_open_context(lua_State *L, LRuntime *rt, int module) {
-  static const luaL_Reg methods[] = {{"poll", ctx_poll}, {"run", ctx_run}, {"stop", ctx_stop}, {"notify", ctx_notify},
-    {"close", ctx_close}, {"acquire", ctx_acquire}, {"release", ctx_release}, {"stats", ctx_stats}, {"pollfd", ctx_pollfd},
-    {"events", ctx_events}, {"timeout", ctx_timeout}, {"set_polling", ctx_set_polling}, {"on_error", ctx_on_error},
+  static const luaL_Reg methods[] = {{"close", ctx_close}, {"set_polling", ctx_set_polling},
     {"schedule", aioL_ctx_schedule}, {"bh", aioL_ctx_bh}, {"timer", aioL_ctx_timer}, {"watch", aioL_ctx_watch},
     {"spawn", aioL_ctx_spawn}, {"tasks", aioL_ctx_tasks}, {"co_schedule", aioL_ctx_co_schedule}, {"attach", aioL_ctx_attach},
     {"detach", aioL_ctx_detach}, {"source", aioL_ctx_source}, {"__gc", ctx_gc}, {"__close", ctx_close},

@@ -237,6 +237,7 @@ int luaopen_aioloop_core(lua_State *L) {
   lua_settop(L, 0);
   lua_newtable(L);
   aioL_open_context(L, rt, 1);
+  aioL_open_run(L, rt, 1);
   aioL_open_bh(L, rt, 1);
   aioL_open_timer(L, rt, 1);
   aioL_open_watch(L, rt, 1);
