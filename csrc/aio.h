@@ -35,6 +35,7 @@ typedef struct AioOptions {
   AioVClock *vclock;    /* clock behind AIO_CLOCK_VIRTUAL; NULL: timers on that clock are refused. Must outlive ctx */
   int64_t poll_max_ns;  /* adaptive polling, see aio_set_polling */
   int64_t poll_grow, poll_shrink;
+  uint64_t shuffle;     /* not 0: for tests, what is ready at the same time runs in an order drawn from this seed */
 } AioOptions;
 
 typedef struct AioStats {

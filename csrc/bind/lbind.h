@@ -127,6 +127,7 @@ int aioL_unpack(lua_State *L);                                   /* [-1, +n, m] 
 
 LContext *aioL_context(lua_State *L, int idx);     /* [-0, +0, v] an open context */
 LContext *aioL_current(lua_State *L);              /* [-0, +0, m] the one being polled, else the default one */
+void aioL_push_current(lua_State *L);               /* [-0, +1, m] its userdata */
 LContext *aioL_context_ref(LContext *c);
 void aioL_context_unref(lua_State *L, LContext *c);
 bool aioL_push_anchor(lua_State *L, LContext *c);  /* [-0, +1, -] false (and nothing pushed): c is being collected */

@@ -241,6 +241,7 @@ static const char *string_field(lua_State *L, const char *name) { /* [-0, +1, e]
 /*** Makes a context.
 @function context
 @tparam[opt] table options name, backend ("auto", "epoll", "poll"), poll_max_ns, poll_grow, poll_shrink,
+  shuffle (for tests: what is ready at the same time runs in an order drawn from this number),
   clock ("monotonic" or "virtual": what its sleeps, timeouts and timers run on unless they name another)
 @treturn context or nil, message, errno */
 static int mod_context(lua_State *L) {
@@ -256,6 +257,7 @@ static int mod_context(lua_State *L) {
   opts.poll_max_ns = ns_field(L, "poll_max_ns");
   opts.poll_grow = ns_field(L, "poll_grow");
   opts.poll_shrink = ns_field(L, "poll_shrink");
+  opts.shuffle = (uint64_t)ns_field(L, "shuffle");
   const char *name = string_field(L, "name");
   opts.backend = string_field(L, "backend");
   static const char *const backends[] = {"auto", "epoll", "poll", "io_uring"};
@@ -302,13 +304,14 @@ static int mod_default(lua_State *L) {
 /*** The context that is being polled, else the default one.
 @function current
 @treturn context */
-static int mod_current(lua_State *L) {
+static int mod_current(lua_State *L) { return aioL_push_current(L), 1; }
+
+void aioL_push_current(lua_State *L) {
   LRuntime *rt = aioL_runtime(L);
   if (rt->current && !rt->current->closed)
     aioL_push_box(L, rt->current);
   else
     default_context(L, rt);
-  return 1;
 }
 
 static int ctx_tostring(lua_State *L) {

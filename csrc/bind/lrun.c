@@ -60,12 +60,30 @@ static int run_protected(lua_State *L) {
   return 0;
 }
 
+static bool left_behind(const LTask *t, const LTask *main) {
+  return t && !aioL_task_ended(t) && (int32_t)(t->born - main->born) >= 0;
+}
+
+static bool nothing_left(const LContext *c, const LTask *main) {
+  for (uint32_t i = 1; i < c->nslots && !c->closed; i++)
+    if (left_behind(aioL_task_at(c, i), main)) return false;
+  return true;
+}
+
+/* What was spawned since main was: the function has failed, or will never end. */
+static void cancel_left(lua_State *L, LContext *c, const LTask *main) {
+  for (uint32_t i = 1; i < c->nslots && !c->closed; i++)
+    if (left_behind(aioL_task_at(c, i), main)) aioL_cancel_quietly(aioL_task_at(c, i));
+  while (!nothing_left(c, main) && aio_context_can_wake(c->core)) aioL_turns(L, c, nothing_left, main);
+}
+
 /*** Runs the loop until nothing referenced is left, or `ctx:stop`.
 @function context:run
 @tparam[opt] function fn run as a task; inside a running `run`, the call returns when it has ended
 @param ... its arguments
 @return the results of fn
-@raise the error of fn; the first error of a callback or of a task that nobody joined; deadlock */
+@raise the error of fn, or deadlock, when the tasks that it left behind have been cancelled and have ended; the first error
+  of a callback or of a task that nobody joined */
 static int ctx_run(lua_State *L) {
   LContext *c = aioL_context(L, 1);
   LTask *t = NULL;
@@ -86,6 +104,8 @@ static int ctx_run(lua_State *L) {
   lua_pushlightuserdata(L, t);
   int status = lua_pcall(L, 2, 0, 0);
   if (--c->runs == 0 || c->stopping) c->stopping = false;
+  bool over = t && aioL_task_ended(t), asleep = t && !over && status != LUA_OK && !c->closed && !aio_context_can_wake(c->core);
+  if (!c->closed && !c->runs && (asleep || (over && t->state != L_ENDED))) cancel_left(L, c, t);
   aioL_context_unref(L, c);
   if (t) aioL_task_unref(t);
   if (status != LUA_OK) return lua_error(L);
@@ -96,6 +116,22 @@ static int ctx_run(lua_State *L) {
   return aioL_task_results(L, t, true) - 1;
 }
 
+/*** The same on the current context.
+@function run
+@tparam[opt] function fn
+@param ... its arguments
+@return the results of fn */
+static int mod_run(lua_State *L) {
+  aioL_push_current(L);
+  lua_insert(L, 1);
+  return ctx_run(L);
+}
+
+static int mod_call(lua_State *L) { /* aio(fn, ...) */
+  lua_remove(L, 1);
+  return mod_run(L);
+}
+
 /*** Makes the innermost `run` return when this turn ends.
 @function context:stop */
 static int ctx_stop(lua_State *L) {
@@ -103,6 +139,14 @@ static int ctx_stop(lua_State *L) {
   if (c->runs) c->stopping = true;
   aio_notify(c->core); /* a turn under another driver looks up */
   return 0;
+}
+
+/*** The same on the current context.
+@function stop */
+static int mod_stop(lua_State *L) {
+  lua_settop(L, 0);
+  aioL_push_current(L);
+  return ctx_stop(L);
 }
 
 /*** Sets who is told of errors in callbacks and unjoined tasks.
@@ -224,8 +268,10 @@ void aioL_open_run(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"poll", ctx_poll}, {"run", ctx_run}, {"stop", ctx_stop}, {"notify", ctx_notify},
     {"acquire", ctx_acquire}, {"release", ctx_release}, {"stats", ctx_stats}, {"pollfd", ctx_pollfd},
     {"events", ctx_events}, {"timeout", ctx_timeout}, {"on_error", ctx_on_error}, {NULL, NULL}};
-  UNUSED(module);
+  static const luaL_Reg functions[] = {{"run", mod_run}, {"call", mod_call}, {"stop", mod_stop}, {NULL, NULL}};
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_CONTEXT]);
   aioL_functions(L, rt, methods);
-  lua_pop(L, 1);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 2);
 }

@@ -248,6 +248,7 @@ bool aio__bhs_run(AioContext *ctx) {
   bool progress = false;
   take_incoming(ctx);
   if (!list_empty(&ctx->idle)) promote_idle(ctx);
+  aio__shuffle(ctx, &ctx->ready);
   uint32_t last = ctx->bh_seq;
   while (!list_empty(&ctx->ready)) {
     AioBH *bh = first(&ctx->ready);

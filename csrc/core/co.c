@@ -49,7 +49,7 @@ bool aio__woken_run(AioContext *ctx) {
 
 int aio_co_wake(AioCo *co, const char *who) {
   AioContext *ctx = co->bh.ctx;
-  if (!aio__is_home(ctx)) return aio_co_schedule(co, who);
+  if (!aio__is_home(ctx) || (ctx->shuffle && ctx->running)) return aio_co_schedule(co, who);
   const char *nobody = NULL;
   if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
   if (!atomic_compare_exchange_strong(&co->scheduled_by, &nobody, who)) return -EALREADY;

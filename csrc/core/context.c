@@ -63,6 +63,7 @@ int aio_context_new(AioContext **out, const AioOptions *opts) {
   list_init(&ctx->fd_ready);
   list_init(&ctx->testers);
   ctx->wake_at = &ctx->woken;
+  ctx->shuffle = opts->shuffle;
   int rc = -pthread_mutex_init(&ctx->lock, NULL);
   if (rc < 0) goto no_lock;
   rc = aio_notifier_open(&ctx->notifier);
@@ -133,6 +134,35 @@ void aio_context_stats(const AioContext *ctx, AioStats *out) {
   out->timers_armed = ctx->ntimers;
   out->watches = ctx->nwatches;
   out->poll_ns = atomic_load_explicit(&ctx->poll_ns, memory_order_relaxed);
+}
+
+/* ---- an order drawn by lot ---- */
+
+static uint64_t draw(uint64_t *state) { /* xorshift64, G. Marsaglia 2003 */
+  *state ^= *state << 13;
+  *state ^= *state >> 7;
+  return *state ^= *state << 17;
+}
+
+/* Each pass sorts by one random bit, which is what sorting by a random number does. */
+void aio__shuffle(AioContext *ctx, AioLink *list) {
+  if (!ctx->shuffle) return;
+  for (int pass = 0; pass < 32; pass++) {
+    AioLink front, back;
+    list_init(&front);
+    list_init(&back);
+    while (!list_empty(list)) {
+      AioLink *l = list->next;
+      list_unlink(l);
+      list_append(draw(&ctx->shuffle) >> 40 & 1 ? &front : &back, l);
+    }
+    for (AioLink *half = &front; half; half = half == &front ? &back : NULL)
+      while (!list_empty(half)) {
+        AioLink *l = half->next;
+        list_unlink(l);
+        list_append(list, l);
+      }
+  }
 }
 
 /* ---- one turn ---- */

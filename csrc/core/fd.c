@@ -187,6 +187,7 @@ bool aio__fds_run(AioContext *ctx) {
   bool progress = false;
   uint32_t last = ctx->fd_seq;
   if (ctx->mon->blind && ++ctx->since_sweep >= SWEEP_TURNS && ctx->nwatches) aio__fds_sweep(ctx);
+  aio__shuffle(ctx, &ctx->fd_ready);
   while (!list_empty(&ctx->fd_ready)) {
     AioWatch *w = container_of(ctx->fd_ready.next, AioWatch, link);
     if ((int32_t)(w->seq - last) > 0) break;

@@ -115,6 +115,7 @@ struct AioContext {
   AioAroundFn *around;           /* home */
   void *around_opaque;
 
+  uint64_t shuffle;              /* home: state of the generator; 0: first come, first served */
   unsigned depth;                /* home: polls on the C stack */
   AioStats stats;
 };
@@ -173,6 +174,7 @@ int64_t aio__plan(AioContext *ctx);      /* ns until the next deadline */
 void aio__glance(AioContext *ctx);       /* asks for fds without waiting, unless it was done a moment ago */
 bool aio__dispatch(AioContext *ctx);
 void aio__around(AioContext *ctx, AioFn *turn); /* turn(ctx), in the user's world */
+void aio__shuffle(AioContext *ctx, AioLink *list); /* if the context is to; for tests */
 bool aio__work_seen(AioContext *ctx);    /* memory alone: is there a reason not to sleep? */
 
 /* source.c */

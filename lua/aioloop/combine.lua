@@ -26,7 +26,7 @@ function combine.gather(...)
   return table.unpack(tasks, 1, n)
 end
 
---- Runs functions side by side until the first has ended; the others are cancelled, and have ended too when this returns.
+--- Runs functions side by side until the first has ended; the others are cancelled, and end before this returns.
 -- @tparam function ... without arguments
 -- @return the number of the first, and its results
 -- @raise the first error

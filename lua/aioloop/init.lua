@@ -11,20 +11,10 @@ for _, part in ipairs { core, (require "aioloop.combine"), (require "aioloop.rep
   for name, value in pairs(part) do aio[name] = value end
 end
 aio.glib_iterate = nil -- see aioloop.glib
+local call = core.call
+aio.call = nil -- aio(fn, ...) is aio.run(fn, ...)
 
 --- The version of this module.
 aio.version = "0.1.0"
 
---- Runs the current context until nothing referenced is left, or `stop`.
--- @tparam[opt] function fn run as a task
--- @param ... its arguments
--- @return the results of fn
--- @raise as `context:run`
-function aio.run(...) return aio.current():run(...) end
-
---- Makes the innermost `run` of the current context return.
-function aio.stop() aio.current():stop() end
-
-return setmetatable(aio, {
-  __call = function(_, ...) return aio.run(...) end,
-})
+return setmetatable(aio, { __call = call })

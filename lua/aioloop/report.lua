@@ -23,8 +23,8 @@ local function headline(info)
   return line
 end
 
---- Writes the tree of the current context's tasks: who spawned whom, name, state, what each waits on and since when, and
--- its Lua stack.
+--- Writes the tree of the current context's tasks: who spawned whom, name, state, what each waits on and since when,
+-- and its Lua stack.
 -- @tparam[opt=io.stderr] file file anything with a method `write`
 -- @treturn integer how many tasks there are
 function report.dump(file)

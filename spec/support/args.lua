@@ -18,7 +18,8 @@ local function nop() end
 -- ---- what there is to call --------------------------------------------------------------------------------
 
 local kinds = {
-  "bh", "clock", "condition", "context", "event", "group", "mutex", "queue", "rwlock", "semaphore", "task", "timer", "watch",
+  "bh", "clock", "condition", "context", "event", "group", "mutex", "queue", "rwlock", "semaphore", "task", "timer",
+  "watch",
 }
 
 local function new_context(opts)
@@ -210,7 +211,8 @@ function args.try(name)
   local fn, kind = find(name)
   local n = 0
   aio.clock.virtual:autojump(false)
-  if name == "aio.dump" then io.stderr = io.tmpfile() end -- where it writes to
+  -- Where it writes to.
+  if name == "aio.dump" then io.stderr = io.tmpfile() end -- luacheck: ignore
   for _, call in ipairs { call_in_main, call_in_task } do
     each_list(kind, function(makers)
       call(name, fn, makers)
