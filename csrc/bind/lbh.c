@@ -3,7 +3,9 @@
  *
  * Way      schedule -> aio_bh_schedule -> the turn -> run_oneshot / run_bh -> aioL_call
  * Owner    a bh userdata holds its function in a user value, and is anchored while it is scheduled; a one-shot is a spare
- *          part of its context, and its function (or {function, arguments}) is what is anchored. */
+ *          part of its context, and its function (or {function, arguments}) is what is anchored.
+ * Keep     a place in the anchor table is emptied after the call, unless it is in use again: a chain of callbacks, each of
+ *          which schedules the next, need not empty and fill it every time. */
 #include "lbind.h"
 
 /*** Bottom halves: callbacks that run once, in the next turn.
@@ -12,7 +14,8 @@
 typedef struct LBh {
   AioBH bh;
   LContext *c;   /* NULL: closed */
-  uint32_t slot; /* its own from the first scheduling on; holds it while it is scheduled */
+  uint32_t slot; /* its own from the first scheduling on; holds it until it has run */
+  bool held;     /* by its slot */
   bool packed, unref, counted;
 } LBh;
 
@@ -32,13 +35,14 @@ static void run_oneshot(void *opaque) {
   lua_State *L = c->L;
   int nargs = 0;
   lua_rawgeti(L, c->base, o->slot);
-  lua_pushboolean(L, 0);
-  lua_rawseti(L, c->base, o->slot);
   o->next = c->spare;
   c->spare = o;
   c->live--;
   if (o->packed) nargs = aioL_unpack(L);
   aioL_call(c, nargs, "schedule");
+  if (c->closed || aio_bh_scheduled(&o->bh)) return; /* gone; or in use again */
+  lua_pushboolean(L, 0);
+  lua_rawseti(L, c->base, o->slot);
 }
 
 static void add_spare(lua_State *L, LContext *c) { /* [-0, +0, m] */
@@ -109,12 +113,15 @@ static void run_bh(void *opaque) {
   LBh *b = opaque;
   LContext *c = b->c;
   lua_State *L = c->L;
-  lua_rawgeti(L, c->base, b->slot); /* keeps it alive while its function runs */
-  lua_pushboolean(L, 0);
-  lua_rawseti(L, c->base, b->slot);
+  lua_rawgeti(L, c->base, b->slot); /* keeps it alive should its function close it */
   lua_getiuservalue(L, -1, 1);
   if (b->counted) b->counted = false, c->live--;
   aioL_call(c, b->packed ? aioL_unpack(L) : 0, "bh");
+  if (b->slot && !aio_bh_scheduled(&b->bh)) {
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, c->base, b->slot);
+    b->held = false;
+  }
   lua_pop(L, 1);
 }
 
@@ -141,13 +148,13 @@ int aioL_ctx_bh(lua_State *L) {
 
 static int schedule(lua_State *L, void (*how)(AioBH *)) {
   LBh *b = check_bh(L);
-  lua_settop(L, 1);
   if (!b->slot) {
     b->slot = aioL_anchor(L, b->c, 1, NULL);
-  } else if (!aio_bh_scheduled(&b->bh) && lua_rawgeti(L, L_ANCHORS, b->c->id) == LUA_TTABLE) {
+  } else if (!b->held && lua_rawgeti(L, L_ANCHORS, b->c->id) == LUA_TTABLE) {
     lua_pushvalue(L, 1);
-    lua_rawseti(L, 2, b->slot);
+    lua_rawseti(L, -2, b->slot);
   }
+  b->held = true;
   how(&b->bh);
   if (!b->counted && !b->unref) {
     b->counted = true;
@@ -172,6 +179,7 @@ static int bh_cancel(lua_State *L) {
   if (b->slot && lua_rawgeti(L, L_ANCHORS, b->c->id) == LUA_TTABLE) {
     lua_pushboolean(L, 0);
     lua_rawseti(L, -2, b->slot);
+    b->held = false;
   }
   settle(b);
   return 0;

@@ -2,7 +2,8 @@
  * What the binding's files share: the runtime of a lua_State, the Lua side of a context, calls up, waits, arguments.
  *
  * Threads  everything here belongs to the thread that runs the lua_State.
- * Owner    an LContext is counted by its userdata and by every handle made on it; the core context goes with the last.
+ * Owner    an LContext is counted by its userdata and by every handle made on it but timers; the core context goes with
+ *          the last.
  * Keep     what is active is held in the context's anchor table, at the slot its C struct knows; nothing is keyed by address.
  *          Whatever can raise comes before C structures are linked. */
 #ifndef LBIND_H
@@ -53,6 +54,7 @@ typedef struct LRuntime {
   int objects;               /* registry: weak table, address of the struct (light) -> userdata that core events find by it */
   lua_State *lent;           /* runs the turns that the core takes by itself (vclock:advance); NULL: none is lent */
   LContext *erred;           /* collected an error in such a turn */
+  LContext *spare, *made;    /* LContexts to be used again; all there are */
   AioVClock *vclock;
 } LRuntime;
 
@@ -62,6 +64,8 @@ typedef union LSlot {
   intptr_t next_free;
 } LSlot;
 
+/* Its memory lasts as long as the lua_State and is used for one context after the other: a timer tells by `life` whether
+ * its own is still there. */
 struct LContext {
   AioContext *core;   /* NULL: closed, and no turn on the C stack */
   LRuntime *rt;
@@ -69,6 +73,8 @@ struct LContext {
   int base;           /* L's stack: anchor table at base, message handler at base + 1 */
   lua_Integer id;
   uint32_t refs;
+  uint32_t life;      /* contexts it has been before */
+  LContext *next_spare, *next_made; /* in rt->spare, while it is none; in rt->made */
   unsigned depth;     /* turns of this context on the C stack */
   unsigned runs;      /* ctx:run on the C stack */
   uint64_t live;      /* referenced things; keeps run going */
@@ -128,6 +134,7 @@ int aioL_unpack(lua_State *L);                                   /* [-1, +n, m] 
 LContext *aioL_context(lua_State *L, int idx);     /* [-0, +0, v] an open context */
 LContext *aioL_current(lua_State *L);              /* [-0, +0, m] the one being polled, else the default one */
 void aioL_push_current(lua_State *L);               /* [-0, +1, m] its userdata */
+void aioL_contexts_drop(lua_State *L, LRuntime *rt); /* what lua_close inside a turn has left */
 LContext *aioL_context_ref(LContext *c);
 void aioL_context_unref(lua_State *L, LContext *c);
 bool aioL_push_anchor(lua_State *L, LContext *c);  /* [-0, +1, -] false (and nothing pushed): c is being collected */
@@ -136,6 +143,7 @@ void aioL_push_box(lua_State *L, LContext *c);     /* [-0, +1, -] the userdata, 
 void aioL_push_side(lua_State *L, LContext *c);    /* [-0, +1, -] */
 uint32_t aioL_anchor(lua_State *L, LContext *c, int idx, LTask *task); /* [-0, +0, m] returns the slot */
 void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot);         /* [-0, +0, -] sets *slot to 0 */
+void aioL_unanchor_here(LContext *c, uint32_t *slot); /* the same on c->L, in a function that the core has called */
 static inline bool aioL_open(const LContext *c) { return !c->closed; }
 void aioL_check_open(lua_State *L, const LContext *c); /* [-0, +0, v] */
 

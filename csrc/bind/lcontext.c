@@ -2,8 +2,8 @@
  * Contexts as Lua sees them: making, closing, and the table that holds what is active. lrun.c makes them turn.
  *
  * Way      aio.context -> new_context -> aio_context_new; ctx:close or its collection -> close_context -> aio_context_close
- * Owner    the userdata and each handle count the LContext; the anchor table is the userdata's user value, so a context
- *          that nobody can reach goes together with all that is active on it.
+ * Owner    the userdata and each handle but timers count the LContext; the anchor table is the userdata's user value, so
+ *          a context that nobody can reach goes together with all that is active on it.
  * Keep     anchor[0] is the side table, anchor[slot] an active object, false in a free place (so the array stays one). */
 #include <errno.h>
 #include <string.h>
@@ -20,11 +20,32 @@ LContext *aioL_context_ref(LContext *c) {
   return c;
 }
 
+static void drop_slots(lua_State *L, LContext *c) {
+  aioL_alloc(L, c->slots, c->nslots * sizeof *c->slots, 0);
+  c->slots = NULL;
+  c->nslots = c->free_slot = 0;
+}
+
 void aioL_context_unref(lua_State *L, LContext *c) {
   if (--c->refs) return;
   if (c->rt->erred == c) c->rt->erred = NULL;
-  aioL_alloc(L, c->slots, c->nslots * sizeof *c->slots, 0);
-  aioL_alloc(L, c, sizeof *c, 0);
+  drop_slots(L, c);
+  c->life++;
+  c->next_spare = c->rt->spare;
+  c->rt->spare = c;
+}
+
+static void add_spare(lua_State *L, LRuntime *rt) { /* [-0, +0, m] */
+  LContext *c = lua_newuserdatauv(L, sizeof *c, 0);
+  *c = (LContext){.life = 0};
+  luaL_ref(L, LUA_REGISTRYINDEX); /* for ever: see LContext */
+  c->next_spare = rt->spare;
+  c->next_made = rt->made;
+  rt->spare = rt->made = c;
+}
+
+void aioL_contexts_drop(lua_State *L, LRuntime *rt) {
+  for (LContext *c = rt->made; c; c = c->next_made) drop_slots(L, c);
 }
 
 bool aioL_push_anchor(lua_State *L, LContext *c) {
@@ -81,6 +102,12 @@ uint32_t aioL_anchor(lua_State *L, LContext *c, int idx, LTask *task) {
   return slot;
 }
 
+static void free_slot(LContext *c, uint32_t *slot) {
+  c->slots[*slot].next_free = c->free_slot;
+  c->free_slot = *slot;
+  *slot = 0;
+}
+
 void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot) {
   if (!*slot) return;
   if (aioL_push_anchor(L, c)) {
@@ -88,9 +115,14 @@ void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot) {
     lua_rawseti(L, -2, *slot);
     lua_pop(L, 1);
   }
-  c->slots[*slot].next_free = c->free_slot;
-  c->free_slot = *slot;
-  *slot = 0;
+  free_slot(c, slot);
+}
+
+void aioL_unanchor_here(LContext *c, uint32_t *slot) {
+  if (!*slot) return;
+  lua_pushboolean(c->L, 0);
+  lua_rawseti(c->L, c->base, *slot);
+  free_slot(c, slot);
 }
 
 const char aioL_context_magic;
@@ -121,21 +153,24 @@ static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioCl
   lua_rawseti(L, -2, 0);
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, -3, 1);
+  if (!rt->spare) add_spare(L, rt);
+  LContext *c = rt->spare; /* nothing below runs a finaliser, which could make a context too */
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
   lua_insert(L, -2);
   lua_rawseti(L, -2, ++rt->last_id);
   lua_pushvalue(L, -2);
   lua_rawseti(L, -2, -rt->last_id); /* see aioL_push_box */
   lua_pop(L, 1);
-  LContext *c = aioL_alloc(L, NULL, 0, sizeof *c);
-  if (!c) return luaL_error(L, "not enough memory");
-  *c = (LContext){.rt = rt, .id = rt->last_id, .refs = 1, .clock = clock, .glib = LUA_NOREF};
-  int rc = aio_context_new(&c->core, opts);
+  AioContext *core;
+  int rc = aio_context_new(&core, opts);
   if (rc < 0) {
-    aioL_alloc(L, c, sizeof *c, 0);
     lua_pop(L, 1);
     return rc;
   }
+  rt->spare = c->next_spare;
+  *c = (LContext){.core = core, .rt = rt, .id = rt->last_id, .refs = 1, .life = c->life, .next_made = c->next_made};
+  c->clock = clock;
+  c->glib = LUA_NOREF;
   aio_context_set_home(c->core);
   aio_context_set_around(c->core, aioL_around, c);
   box->c = c;
@@ -323,36 +358,6 @@ static int ctx_tostring(lua_State *L) {
 
 /* ---- module ---- */
 
-static int64_t now_ns(lua_State *L) {
-  const LRuntime *rt = aioL_runtime(L);
-  bool virtual = rt->vclock && rt->current && rt->current->clock == AIO_CLOCK_VIRTUAL;
-  return virtual ? aio_vclock_now(rt->vclock) : aio_clock_now(AIO_CLOCK_MONOTONIC);
-}
-
-/*** The time on the current context's clock.
-@function now
-@treturn number seconds, monotonic (or virtual, inside a context made with clock="virtual") */
-static int mod_now(lua_State *L) {
-  aioL_push_seconds(L, now_ns(L));
-  return 1;
-}
-
-/*** The same in ns.
-@function now_ns
-@treturn integer */
-static int mod_now_ns(lua_State *L) {
-  lua_pushinteger(L, now_ns(L));
-  return 1;
-}
-
-/*** Wall clock time.
-@function time
-@treturn number seconds since 1970 */
-static int mod_time(lua_State *L) {
-  aioL_push_seconds(L, aio_clock_now(AIO_CLOCK_REALTIME));
-  return 1;
-}
-
 /*** What a value is.
 @function type
 @param x any value
@@ -375,7 +380,7 @@ void aioL_open_context(lua_State *L, LRuntime *rt, int module) {
     {"detach", aioL_ctx_detach}, {"source", aioL_ctx_source}, {"__gc", ctx_gc}, {"__close", ctx_close},
     {"__tostring", ctx_tostring}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"context", mod_context}, {"default", mod_default}, {"current", mod_current},
-    {"now", mod_now}, {"now_ns", mod_now_ns}, {"time", mod_time}, {"type", mod_type}, {NULL, NULL}};
+    {"type", mod_type}, {NULL, NULL}};
   aioL_class(L, rt, L_CONTEXT, methods);
   lua_pushvalue(L, module);
   aioL_functions(L, rt, functions);

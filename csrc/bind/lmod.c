@@ -200,6 +200,7 @@ static int weak_table(lua_State *L, const char *mode) { /* [-0, +0, m] returns a
 
 static int runtime_gc(lua_State *L) {
   LRuntime *rt = lua_touserdata(L, 1);
+  aioL_contexts_drop(L, rt);
   aioL_scopes_free(L, rt);
   aioL_holds_free(L, rt);
   if (rt->vclock) aio_vclock_free(rt->vclock);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * What a context does and tells: poll, run, stop, errors, and what an outer loop asks it for.
+ * What a context does and tells: poll, run, stop, errors, the time, and what an outer loop asks it for.
  *
  * Way      ctx:poll -> aioL_turn -> aio_poll -> callbacks; ctx:run -> run_protected -> aioL_turns -> the same until
  *          `finished`. Then the first collected error is raised.
@@ -262,13 +262,47 @@ static int ctx_timeout(lua_State *L) {
   return 1;
 }
 
+/* ---- the time ---- */
+
+static int64_t now_ns(lua_State *L) {
+  const LRuntime *rt = aioL_runtime(L);
+  bool virtual = rt->vclock && rt->current && rt->current->clock == AIO_CLOCK_VIRTUAL;
+  return virtual ? aio_vclock_now(rt->vclock) : aio_clock_now(AIO_CLOCK_MONOTONIC);
+}
+
+/*** The time on the current context's clock.
+@function now
+@treturn number seconds, monotonic (or virtual, inside a context made with clock="virtual") */
+static int mod_now(lua_State *L) {
+  aioL_push_seconds(L, now_ns(L));
+  return 1;
+}
+
+/*** The same in ns.
+@function now_ns
+@treturn integer */
+static int mod_now_ns(lua_State *L) {
+  lua_pushinteger(L, now_ns(L));
+  return 1;
+}
+
+/*** Wall clock time.
+@function time
+@treturn number seconds since 1970 */
+static int mod_time(lua_State *L) {
+  aioL_push_seconds(L, aio_clock_now(AIO_CLOCK_REALTIME));
+  return 1;
+}
+
+
 /* ---- module ---- */
 
 void aioL_open_run(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"poll", ctx_poll}, {"run", ctx_run}, {"stop", ctx_stop}, {"notify", ctx_notify},
     {"acquire", ctx_acquire}, {"release", ctx_release}, {"stats", ctx_stats}, {"pollfd", ctx_pollfd},
     {"events", ctx_events}, {"timeout", ctx_timeout}, {"on_error", ctx_on_error}, {NULL, NULL}};
-  static const luaL_Reg functions[] = {{"run", mod_run}, {"call", mod_call}, {"stop", mod_stop}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"run", mod_run}, {"call", mod_call}, {"stop", mod_stop},
+    {"now", mod_now}, {"now_ns", mod_now_ns}, {"time", mod_time}, {NULL, NULL}};
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_CONTEXT]);
   aioL_functions(L, rt, methods);
   lua_pushvalue(L, module);

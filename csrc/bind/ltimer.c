@@ -2,7 +2,8 @@
  * Timers, and the virtual clock.
  *
  * Way      arm -> aio_timer_arm -> the turn -> fire -> aioL_call; a repeating one is armed again before its function runs
- * Owner    the userdata holds the function in a user value and is anchored while armed.
+ * Owner    the userdata holds the function in a user value and is anchored while armed. It has no finaliser, for they
+ *          are dear where there are many: it does not count its LContext, but knows which life of it was meant.
  * Keep     a repeat is armed at deadline + n * every, so it does not drift; ticks that were missed are counted. */
 #include <errno.h>
 
@@ -18,26 +19,33 @@ typedef struct LTimer {
   int64_t due;       /* of a repeating one: the deadline it is armed for, before any clamping */
   uint32_t missed;   /* ticks skipped before the last call */
   uint32_t slot;     /* 0: not anchored */
+  uint32_t life;     /* of c: a later one is another context, and this timer closed */
   bool packed, unref, counted;
 } LTimer;
 
 static void fire(void *opaque);
 
+static bool is_open(const LTimer *t) { return t->c && t->c->life == t->life && !t->c->closed; }
+
 static LTimer *check_timer(lua_State *L) {
   LTimer *t = lua_touserdata(L, 1);
   if (!t || lua_rawlen(L, 1) != sizeof *t || t->timer.fn != fire) t = aioL_check(L, 1, L_TIMER);
-  if (!t->c || t->c->closed) luaL_error(L, "attempt to use a closed timer");
+  if (!is_open(t)) luaL_error(L, "attempt to use a closed timer");
   return t;
 }
 
-/* What is armed is anchored, and counted unless unref'ed. */
-static void settle(lua_State *L, LTimer *t) {
+/* What is armed is counted, unless unref'ed. */
+static void count(LTimer *t) {
   LContext *c = t->c;
-  bool active = !c->closed && aio_timer_armed(&t->timer);
-  bool counts = active && !t->unref;
-  if (!active) aioL_unanchor(L, c, &t->slot);
+  bool counts = !c->closed && aio_timer_armed(&t->timer) && !t->unref;
   if (counts != t->counted && !c->closed) aioL_live(c, true, counts ? 1 : -1);
   t->counted = counts;
+}
+
+/* What is armed is anchored, and counted. */
+static void settle(lua_State *L, LTimer *t) {
+  if (!aio_timer_armed(&t->timer)) aioL_unanchor(L, t->c, &t->slot);
+  count(t);
 }
 
 static void arm_next_tick(LTimer *t) {
@@ -56,14 +64,16 @@ static void fire(void *opaque) {
   lua_getiuservalue(L, -1, 1);
   if (t->every) arm_next_tick(t);
   aioL_call(c, t->packed ? aioL_unpack(L) : 0, "timer");
-  if (t->c) settle(L, t);
+  if (t->c) { /* else its function closed it */
+    if (!aio_timer_armed(&t->timer)) aioL_unanchor_here(c, &t->slot);
+    count(t);
+  }
   lua_pop(L, 1);
 }
 
-/* stack: context, options or function, ...; leaves: context, function, arguments */
-static AioClock clock_of(lua_State *L, LContext *c) {
-  AioClock clock = c->clock;
-  if (!lua_istable(L, 2)) return clock;
+/* stack: context, options, ...; leaves: context, function, arguments */
+static AioClock take_options(lua_State *L, AioClock clock) {
+  luaL_argexpected(L, lua_istable(L, 2), 2, "function");
   int n = (int)lua_rawlen(L, 2);
   lua_settop(L, 2);
   if (lua_getfield(L, 2, "clock") != LUA_TNIL) {
@@ -74,6 +84,7 @@ static AioClock clock_of(lua_State *L, LContext *c) {
   luaL_checkstack(L, n, "too many arguments");
   for (int i = 1; i <= n; i++) lua_rawgeti(L, 2, i);
   lua_remove(L, 2);
+  luaL_checktype(L, 2, LUA_TFUNCTION);
   return clock;
 }
 
@@ -84,8 +95,7 @@ static AioClock clock_of(lua_State *L, LContext *c) {
 @treturn timer */
 int aioL_ctx_timer(lua_State *L) {
   LContext *c = aioL_context(L, 1);
-  AioClock clock = clock_of(L, c);
-  luaL_checktype(L, 2, LUA_TFUNCTION);
+  AioClock clock = lua_isfunction(L, 2) ? c->clock : take_options(L, c->clock);
   bool packed = lua_gettop(L) > 2;
   if (packed) aioL_pack(L, 2);
   LTimer *t = lua_newuserdatauv(L, sizeof *t, 1);
@@ -95,7 +105,8 @@ int aioL_ctx_timer(lua_State *L) {
   lua_setiuservalue(L, -2, 1);
   aio_timer_init(&t->timer, c->core, clock, fire, t);
   t->packed = packed;
-  t->c = aioL_context_ref(c);
+  t->life = c->life;
+  t->c = c;
   return 1;
 }
 
@@ -110,6 +121,13 @@ static int arm_at(lua_State *L, LTimer *t, int64_t deadline, int64_t every) {
   return 1;
 }
 
+static int64_t check_interval(lua_State *L, int idx) { /* nil: none, 0 */
+  if (lua_isnil(L, idx)) return 0;
+  int64_t every = aioL_check_ns(L, idx);
+  luaL_argcheck(L, every > 0, idx, "the interval must be greater than 0");
+  return every == AIO_FOREVER ? 0 : every;
+}
+
 /*** Fires after a while; armed again, it moves.
 @function timer:arm
 @number after seconds; negative is now, infinite is never
@@ -117,12 +135,8 @@ static int arm_at(lua_State *L, LTimer *t, int64_t deadline, int64_t every) {
 @treturn timer itself */
 static int timer_arm(lua_State *L) {
   LTimer *t = check_timer(L);
-  int64_t after = aioL_check_ns(L, 2), every = 0;
-  if (!lua_isnoneornil(L, 3)) {
-    every = aioL_check_ns(L, 3);
-    luaL_argcheck(L, every > 0, 3, "the interval must be greater than 0");
-  }
-  if (every == AIO_FOREVER) every = 0;
+  int64_t after = aioL_check_ns(L, 2);
+  int64_t every = lua_gettop(L) > 2 ? check_interval(L, 3) : 0;
   return arm_at(L, t, aioL_after(aio_timer_now(&t->timer), after), every);
 }
 
@@ -149,7 +163,7 @@ static int timer_disarm(lua_State *L) {
 @treturn boolean */
 static int timer_armed(lua_State *L) {
   const LTimer *t = aioL_check(L, 1, L_TIMER);
-  lua_pushboolean(L, t->c && !t->c->closed && aio_timer_armed(&t->timer));
+  lua_pushboolean(L, is_open(t) && aio_timer_armed(&t->timer));
   return 1;
 }
 
@@ -177,15 +191,14 @@ static int timer_missed(lua_State *L) {
 @function timer:close */
 static int timer_close(lua_State *L) {
   LTimer *t = aioL_check(L, 1, L_TIMER);
-  LContext *c = t->c;
-  if (!c) return 0;
-  if (!c->closed) aio_timer_disarm(&t->timer);
-  settle(L, t);
+  if (is_open(t)) {
+    aio_timer_disarm(&t->timer);
+    settle(L, t);
+  }
   t->c = NULL;
   t->every = 0;
   lua_pushnil(L);
   lua_setiuservalue(L, 1, 1);
-  aioL_context_unref(L, c);
   return 0;
 }
 
@@ -209,7 +222,7 @@ static int timer_unref(lua_State *L) { return set_unref(L, true); }
 
 static int timer_tostring(lua_State *L) {
   const LTimer *t = aioL_check(L, 1, L_TIMER);
-  const char *state = !t->c || t->c->closed ? "closed" : aio_timer_armed(&t->timer) ? "armed" : "idle";
+  const char *state = !is_open(t) ? "closed" : aio_timer_armed(&t->timer) ? "armed" : "idle";
   lua_pushfstring(L, "aioloop.timer (%s): %p", state, lua_topointer(L, 1));
   return 1;
 }
@@ -273,8 +286,7 @@ static int vclock_tostring(lua_State *L) {
 void aioL_open_timer(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"arm", timer_arm}, {"arm_at", timer_arm_at}, {"disarm", timer_disarm},
     {"armed", timer_armed}, {"remaining", timer_remaining}, {"missed", timer_missed}, {"close", timer_close},
-    {"ref", timer_ref}, {"unref", timer_unref}, {"__gc", timer_close}, {"__close", timer_close},
-    {"__tostring", timer_tostring}, {NULL, NULL}};
+    {"ref", timer_ref}, {"unref", timer_unref}, {"__close", timer_close}, {"__tostring", timer_tostring}, {NULL, NULL}};
   static const luaL_Reg vclock_methods[] = {{"pause", vclock_pause}, {"resume", vclock_resume}, {"advance", vclock_advance},
     {"autojump", vclock_autojump}, {"now", vclock_now}, {"__tostring", vclock_tostring}, {NULL, NULL}};
   aioL_class(L, rt, L_TIMER, methods);

@@ -243,7 +243,7 @@ static void wait_or_glance(AioContext *ctx, int64_t limit) {
 bool aio__dispatch(AioContext *ctx) {
   ctx->stats.polls++;
   aio__accept(ctx);
-  bool progress = aio__woken_run(ctx);
+  bool progress = !list_empty(&ctx->woken) && aio__woken_run(ctx);
   progress |= aio__bhs_run(ctx);
   if (ctx->nwatches) progress |= aio__fds_run(ctx); /* the lost ones count until they are told */
   if (ctx->ntimers) progress |= aio__timers_run(ctx);

@@ -246,10 +246,52 @@ describe("the collector", function()
     collect()
     assert.equal(6, #seen)
   end)
+
+  it("closes the timers of a context that went, and they stay closed when another has come in its place", function()
+    local timers = {}
+    for i = 1, 10 do timers[i] = aio.context():timer(nop):arm(100) end
+    collect()
+    local contexts = {}
+    for i = 1, 10 do contexts[i] = aio.context() end
+    for _, timer in ipairs(timers) do
+      assert.is_false(timer:armed())
+      assert.matches("closed", tostring(timer))
+      assert.error_matches(function() timer:arm(1) end, "closed timer")
+      timer:close()
+    end
+    for _, ctx in ipairs(contexts) do
+      assert.equal(0, ctx:stats().live)
+      ctx:close()
+    end
+  end)
+
+  it("takes a bottom half and a one-shot that have run, though they had scheduled themselves again before", function()
+    local ctx, weak, runs = drivers.context(), setmetatable({}, { __mode = "v" }), 0
+    do
+      local bh
+      local function once()
+        runs = runs + 1
+        if runs < 6 then ctx:schedule(once) end
+      end
+      bh = ctx:bh(function()
+        runs = runs + 1
+        if runs < 4 then bh:schedule() end
+      end)
+      bh:schedule()
+      ctx:schedule(once)
+      weak.bh, weak.once = bh, once
+    end
+    for _ = 1, 8 do ctx:poll(false) end
+    collect()
+    assert.is_true(runs >= 6)
+    assert.is_nil(weak.bh)
+    assert.is_nil(weak.once)
+    drivers.cleanup()
+  end)
 end)
 
 describe("finalisers", function()
-  -- Everything there is a __gc for.
+  -- Everything there is a __gc for, and timers, which do without.
   local objects = {
     context = function() return aio.context() end,
     ["busy context"] = function(_)
@@ -306,7 +348,10 @@ describe("finalisers", function()
   for name in pairs(objects) do names[#names + 1] = name end
   table.sort(names)
 
-  local function by_hand(object) return getmetatable(object).__gc(object) end
+  local function by_hand(object)
+    local meta = getmetatable(object)
+    return (meta.__gc or meta.__close)(object)
+  end
 
   local function exercise(object)
     for method in ("schedule arm set join status wake poll spawn ref unref close"):gmatch "%a+" do
