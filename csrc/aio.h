@@ -204,6 +204,22 @@ void aio_notifier_close(AioNotifier *n);
 int aio_notifier_set(const AioNotifier *n);   /* [any]; saturation is harmless */
 bool aio_notifier_clear(const AioNotifier *n); /* true if it was set; empties it wholly */
 
+/* ---- signals ----------------------------------------------------------------------------------------------- */
+
+typedef struct AioSignal {
+  AioWatch watch;
+  AioNotifier notifier;
+  AioFn *fn;
+  void *opaque;
+  int signo;  /* 0: closed */
+  int place;
+} AioSignal;
+
+/* Calls fn in the turn after the signal came, once however often it came meanwhile. Any number of contexts may ask for
+ * one signal. -EINVAL: one that cannot be caught; -ENOSPC; what the notifier or the watch was refused with. */
+int aio_signal_open(AioSignal *s, AioContext *ctx, int signo, AioFn *fn, void *opaque);
+void aio_signal_close(AioSignal *s); /* twice is fine, also after its context was closed */
+
 /* ---- GSource ----------------------------------------------------------------------------------------------- */
 
 /* The loop as a GSource on the given GMainContext (NULL: the default one). GLib is loaded at the first call.

@@ -68,6 +68,7 @@ describe("doc/meta/aioloop.lua", function()
       watch = ctx:watch(pipe, {}),
       task = ctx:spawn(print),
       clock = aio.clock.virtual,
+      signal = ctx:signal("USR1", print),
       group = aio.group(),
       mutex = aio.mutex(),
       rwlock = aio.rwlock(),

@@ -20,7 +20,7 @@
 #endif
 
 typedef enum LKind {
-  L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_CANCEL, L_WRAP, L_GROUP,
+  L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_SIGNAL, L_CANCEL, L_WRAP, L_GROUP,
   L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_KINDS
 } LKind;
 
@@ -353,6 +353,7 @@ void aioL_open_queue(lua_State *L, LRuntime *rt, int module);
 void aioL_open_sync(lua_State *L, LRuntime *rt, int module);
 void aioL_open_group(lua_State *L, LRuntime *rt, int module);
 void aioL_open_source(lua_State *L, LRuntime *rt, int module);
+void aioL_open_signal(lua_State *L, LRuntime *rt, int module);
 void aioL_open_wait(lua_State *L, LRuntime *rt, int module);
 /* Adds functions that know the runtime to the table on top of the stack. */
 void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions);
@@ -364,6 +365,7 @@ int aioL_ctx_timer(lua_State *L);
 int aioL_ctx_watch(lua_State *L);
 int aioL_ctx_spawn(lua_State *L);
 int aioL_ctx_tasks(lua_State *L);
+int aioL_ctx_signal(lua_State *L);
 int aioL_ctx_co_schedule(lua_State *L);
 int aioL_ctx_attach(lua_State *L);
 int aioL_ctx_detach(lua_State *L);

@@ -375,7 +375,7 @@ static int mod_type(lua_State *L) {
 
 void aioL_open_context(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"close", ctx_close}, {"set_polling", ctx_set_polling},
-    {"schedule", aioL_ctx_schedule}, {"bh", aioL_ctx_bh}, {"timer", aioL_ctx_timer}, {"watch", aioL_ctx_watch},
+    {"schedule", aioL_ctx_schedule}, {"bh", aioL_ctx_bh}, {"timer", aioL_ctx_timer}, {"watch", aioL_ctx_watch}, {"signal", aioL_ctx_signal},
     {"spawn", aioL_ctx_spawn}, {"tasks", aioL_ctx_tasks}, {"co_schedule", aioL_ctx_co_schedule}, {"attach", aioL_ctx_attach},
     {"detach", aioL_ctx_detach}, {"source", aioL_ctx_source}, {"__gc", ctx_gc}, {"__close", ctx_close},
     {"__tostring", ctx_tostring}, {NULL, NULL}};

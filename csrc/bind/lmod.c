@@ -39,7 +39,7 @@ void *aioL_test(lua_State *L, int idx, LKind kind) {
 }
 
 static const char *const class_names[L_KINDS] = {
-  "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.cancelled", "aioloop.wrap",
+  "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.signal", "aioloop.cancelled", "aioloop.wrap",
   "aioloop.group", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue"};
 
 const char *aioL_kind_name(LKind kind) { return class_names[kind] + sizeof "aioloop." - 1; }
@@ -242,6 +242,7 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_bh(L, rt, 1);
   aioL_open_timer(L, rt, 1);
   aioL_open_watch(L, rt, 1);
+  aioL_open_signal(L, rt, 1);
   aioL_open_co(L, rt, 1);
   aioL_open_wake(L, rt, 1);
   aioL_open_task(L, rt, 1);

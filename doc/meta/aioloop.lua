@@ -65,6 +65,11 @@ function context:watch(fd, callbacks) end
 function context:spawn(fn, ...) end
 ---@return aioloop.task[]
 function context:tasks() end
+---@param signo integer|string
+---@param fn function
+---@param ... any
+---@return aioloop.signal? signal, string? message, integer? errno
+function context:signal(signo, fn, ...) end
 ---@param co aioloop.task|thread
 ---@param ... any
 ---@return true
@@ -115,6 +120,14 @@ function watch:close() end
 function watch:ref() end
 ---@return aioloop.watch
 function watch:unref() end
+
+---@class aioloop.signal
+local signal = {}
+function signal:close() end
+---@return aioloop.signal
+function signal:ref() end
+---@return aioloop.signal
+function signal:unref() end
 
 ---@class aioloop.group
 local group = {}
@@ -350,5 +363,13 @@ function aio.tasks() end
 ---@param file? file*
 ---@return integer
 function aio.dump(file) end
+---@param signo integer|string
+---@param timeout? number
+---@return boolean? ok, string? why, integer? errno
+function aio.wait_signal(signo, timeout) end
+---@param signo integer|string
+---@param file? file*
+---@return aioloop.signal? signal, string? message, integer? errno
+function aio.dump_on(signo, file) end
 
 return aio

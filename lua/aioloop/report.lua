@@ -54,4 +54,14 @@ function report.dump(file)
   return #tasks
 end
 
+--- Writes that tree whenever a signal comes.
+-- @tparam integer|string signal as for `context:signal`
+-- @tparam[opt=io.stderr] file file anything with a method `write`
+-- @treturn signal which does not keep `run` going; or nil, message, errno
+function report.dump_on(signal, file)
+  local handle, message, errno = core.current():signal(signal, report.dump, file)
+  if not handle then return handle, message, errno end
+  return handle:unref()
+end
+
 return report

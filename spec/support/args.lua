@@ -18,8 +18,8 @@ local function nop() end
 -- ---- what there is to call --------------------------------------------------------------------------------
 
 local kinds = {
-  "bh", "clock", "condition", "context", "event", "group", "mutex", "queue", "rwlock", "semaphore", "task", "timer",
-  "watch",
+  "bh", "clock", "condition", "context", "event", "group", "mutex", "queue", "rwlock", "semaphore", "signal", "task",
+  "timer", "watch",
 }
 
 local function new_context(opts)
@@ -38,6 +38,7 @@ local make = {
   task = function(ctx) return ctx:spawn(nop) end,
   clock = function() return aio.clock.virtual end,
   group = function() return aio.group() end,
+  signal = function(ctx) return assert(ctx:signal("USR1", nop)) end,
   mutex = function() return aio.mutex() end,
   rwlock = function() return aio.rwlock() end,
   condition = function() return aio.condition() end,
