@@ -296,6 +296,7 @@ void aioL_polls(LRuntime *rt, LTicket *tk);                  /* scopes around a 
 void aioL_push_cancel(lua_State *L, LTask *t);               /* [-0, +1, m] the error value of a cancelled task */
 bool aioL_is_own_cancel(lua_State *L, LTask *t);             /* [-0, +0, m] is it the value on top? */
 bool aioL_is_cancelled(lua_State *L);                        /* [-0, +0, -] would a wait here be cancelled? */
+void aioL_deliver(LTask *t, const char *who);                /* [-0, +0, -] if what waits in it is cancelled, its wait ends */
 void aioL_cancel_quietly(LTask *t);                          /* [-0, +0, -] without a reason; raises nothing */
 bool aioL_is_cancel(lua_State *L, int idx);                  /* [-0, +0, -] an error value of a cancel or of a scope? */
 bool aioL_cancel(lua_State *L, LTask *t, int reason);        /* [-0, +0, m] reason: stack index, 0: none. false: too late */

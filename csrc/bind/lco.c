@@ -216,7 +216,9 @@ static void park(LContext *c, LTask *t) {
 
 static void paused(LContext *c, LTask *t) { /* coroutine.yield */
   t->state = aio_co_scheduled_by(&t->co) ? L_SCHEDULED : L_WAITING;
-  if (t->state == L_WAITING) park(c, t);
+  if (t->state != L_WAITING) return;
+  if (t->cancelled || t->ties) aioL_deliver(t, "a cancel");
+  if (!aio_co_scheduled_by(&t->co)) park(c, t);
 }
 
 /* How it ended. aioL_task_main says so itself, and returns an error like a result. */
@@ -233,6 +235,13 @@ static void end_orphan(LContext *c, LTask *t, int status) {
   report_orphan(c, t);
 }
 
+/* What it was given but will never take goes to the next. */
+static void revoke(lua_State *L, LTask *t) {
+  LTicket *tk = &t->ticket;
+  if (t->state == L_WAITING && tk->ops && tk->outcome == L_DONE && tk->ops->revoke) tk->ops->revoke(L, tk);
+  tk->ops = NULL;
+}
+
 /* Whether there is something to resume: it may have been closed or resumed behind our back, or wait for something else. */
 static bool enterable(LContext *c, LTask *t) {
   lua_State *co = t->L;
@@ -245,8 +254,7 @@ static bool enterable(LContext *c, LTask *t) {
   }
   if (aioL_resumable(co)) return true;
   if (!aioL_dead(co)) return false;
-  if (tk->ops && tk->outcome == L_DONE && tk->ops->revoke) tk->ops->revoke(c->L, tk);
-  tk->ops = NULL;
+  revoke(c->L, t);
   aioL_finish(c, t, L_CANCELLED); /* coroutine.close behind our back */
   return false;
 }
@@ -318,6 +326,8 @@ static void drop_joiners(LTask *t) {
 void aioL_tasks_drop(lua_State *L, LContext *c) {
   for (uint32_t i = 1; i < c->nslots; i++)
     if (aioL_task_at(c, i)) aioL_take_quietly(&aioL_task_at(c, i)->ticket, L_CLOSED, 0);
+  for (uint32_t i = 1; i < c->nslots; i++)
+    if (aioL_task_at(c, i)) revoke(L, aioL_task_at(c, i)); /* to others: here nobody waits any more */
   for (uint32_t i = 1; i < c->nslots; i++) {
     LTask *t = aioL_task_at(c, i);
     if (!t) continue;

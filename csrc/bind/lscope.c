@@ -125,8 +125,8 @@ int aioL_raise_cancel(lua_State *L, LRuntime *rt) {
   return lua_error(L);
 }
 
-/* A coroutine that waits in a plain coroutine.yield has no C function of ours that could raise for it: the first
- * instruction after the yield does. */
+/* A coroutine that waits in a plain coroutine.yield has no C function of ours that could raise for it: the return from
+ * the yield does, so that pcall(coroutine.yield) catches it too. */
 static void raise_in_hook(lua_State *L, lua_Debug *ar) {
   LRuntime *rt = aioL_find_runtime(L);
   UNUSED(ar);
@@ -134,13 +134,13 @@ static void raise_in_hook(lua_State *L, lua_Debug *ar) {
   if (rt && rt->task && aioL_innermost(rt->task) == L) aioL_raise_cancel(L, rt);
 }
 
-static void deliver(LTask *t, const char *who) {
+void aioL_deliver(LTask *t, const char *who) {
   LScope *scope;
   if (t->state != L_WAITING || !aioL_cancelled(flow_of(t), t, &scope)) return;
   if (t->ticket.ops) {
     aioL_take_later(&t->ticket, L_CANCELLING, 0);
   } else if (!lua_gethook(aioL_innermost(t))) {
-    lua_sethook(aioL_innermost(t), raise_in_hook, LUA_MASKCOUNT, 1);
+    lua_sethook(aioL_innermost(t), raise_in_hook, LUA_MASKRET, 0);
     aioL_wake_later(t, who);
   }
 }
@@ -158,7 +158,7 @@ void aioL_cancel_quietly(LTask *t) {
   if (t->state == L_SCHEDULED && !t->adopted && aioL_fresh(t->L))
     end_unborn(t);
   else
-    deliver(t, "a cancel");
+    aioL_deliver(t, "a cancel");
 }
 
 bool aioL_is_cancelled(lua_State *L) {
@@ -193,7 +193,7 @@ static void expire(void *opaque) {
   LScope *s = opaque;
   s->expired = true;
   if (s->task)
-    deliver(s->task, "aio.timeout");
+    aioL_deliver(s->task, "aio.timeout");
   else if (s->polled)
     aioL_take(s->polled, L_CANCELLING, 0);
 }

@@ -22,7 +22,7 @@ typedef struct LLock {
 } LLock;
 
 enum { READ, WRITE }; /* mode */
-enum { SIGNALLED = 100, LOCKED }; /* a condition's ticket: waits for the mutex with this + outcome; has it */
+enum { SIGNALLED = 100, LOCKED = 200 }; /* a condition's ticket: waits for the mutex with this + outcome; has it */
 
 /* ---- holding ---- */
 
@@ -76,6 +76,7 @@ static LHold *find_hold(const LLock *l, const LTask *t) {
 }
 
 static const LWaitOps condition_ops;
+static void pass_on(LLock *l);
 
 /* To the first in the queue; to all readers at its front. */
 static void pass_on(LLock *l) {
@@ -104,8 +105,11 @@ static void revoke(lua_State *L, LTicket *tk) {
 }
 
 static void leave(LTicket *tk) {
+  LHold *h = tk->op;
   if (list_linked(&tk->link)) list_unlink(&tk->link);
-  if (tk->at != LOCKED) give_back(tk->op);
+  if (tk->at == LOCKED) return;
+  give_back(h);
+  pass_on(h->lock); /* readers may have stood behind this writer */
 }
 
 /* stack: task (light), lock's kind (light string) */
@@ -269,7 +273,8 @@ static int rwlock_guard(lua_State *L) {
 @raise when the caller does not hold it */
 static int rwlock_unlock(lua_State *L) { return unlock(L, check_rwlock(L), true); }
 
-/*** Turns a reader into a writer. Other writers may come in between; after a timeout or a cancel nothing is held.
+/*** Turns a reader into a writer. Other writers may come in between; when its wait ends by a timeout or a cancel,
+nothing is held.
 @function rwlock:upgrade
 @number[opt] timeout seconds
 @treturn boolean true; or nil, "timeout" */
@@ -278,7 +283,7 @@ static int rwlock_upgrade(lua_State *L) {
   int64_t timeout = aioL_opt_ns(L, 2);
   LHold *h = find_hold(l, holder(l->rt));
   if (!h || l->exclusive) return luaL_error(L, "only who holds it for reading can upgrade a rwlock");
-  aioL_checkpoint(L);
+  aioL_checkpoint(L); /* cancelled before: nothing has changed */
   release(h);
   return acquire(L, l, WRITE, timeout, false);
 }

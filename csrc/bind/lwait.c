@@ -17,15 +17,23 @@
 
 /* ---- who may wait ---- */
 
+/* [-0, +1, m] the name that a traceback has for a call: "function 'table.sort'" */
+static const char *name_call(lua_State *L, int level) {
+  luaL_traceback(L, L, NULL, level);
+  const char *in = strstr(lua_tostring(L, -1), " in ");
+  return in ? lua_pushlstring(L, in + 4, strcspn(in + 4, "\n")) : NULL;
+}
+
 /* The C function that stands between the coroutine's body and the wait. */
-static const char *culprit(lua_State *L) { /* [-0, +1, m] */
+static const char *culprit(lua_State *L) { /* [-0, +n, m] */
   lua_Debug ar;
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
     if (!lua_getinfo(L, "Sn", &ar) || *ar.what != 'C') continue;
     if (ar.name && (!strcmp(ar.name, "pcall") || !strcmp(ar.name, "xpcall"))) continue; /* these can be suspended */
-    return lua_pushfstring(L, "C function '%s'", ar.name ? ar.name : "?");
+    const char *name = name_call(L, level);
+    if (name) return lua_pushfstring(L, "C %s", name);
   }
-  return lua_pushstring(L, "a C function or metamethod");
+  return "a C function or metamethod";
 }
 
 static void refuse_c_call(lua_State *L, lua_State *where) {

@@ -81,18 +81,19 @@ static int call(lua_State *L) {
   if (!aioL_resumable(w->co)) return luaL_error(L, "cannot resume dead coroutine");
   if (!lua_checkstack(w->co, nargs)) return luaL_error(L, "too many arguments");
   LFlow *flow = flow_of(L, rt);
+  const lua_State *innermost = flow->wrap ? flow->wrap->co : rt->task ? rt->task->L : rt->base ? rt->base : rt->main;
   w->from = L;
-  w->flow = flow;
-  w->outer = flow->wrap;
-  flow->wrap = w;
   w->running = true;
+  w->flow = L == innermost ? flow : NULL; /* NULL: the caller cannot be suspended by the loop, so nothing can wait here */
+  w->outer = w->flow ? flow->wrap : NULL;
+  if (w->flow) flow->wrap = w;
   lua_xmove(L, w->co, nargs);
   return resume(L, rt, w, nargs);
 }
 
 static int wrap_gc(lua_State *L) {
   LWrap *w = lua_touserdata(L, 1);
-  if (w->running) /* its task was closed behind our back, and has not been told */
+  if (w->running && w->flow) /* its task was closed behind our back, and has not been told */
     for (LWrap **at = &w->flow->wrap; *at; at = &(*at)->outer)
       if (*at == w) {
         *at = w->outer;

@@ -12,7 +12,8 @@ local combine = {}
 -- @return the first result of each, in order
 -- @raise the first error; the others are cancelled
 function combine.gather(...)
-  local tasks <const>, n <const> = {}, select("#", ...)
+  local results <const>, n <const> = {}, select("#", ...)
+  local function runner(i, fn) results[i] = (fn()) end
   for i = 1, n do
     local fn = select(i, ...)
     if type(fn) ~= "function" then
@@ -20,10 +21,9 @@ function combine.gather(...)
     end
   end
   local group <close> = core.group()
-  for i = 1, n do tasks[i] = group:spawn((select(i, ...))) end
+  for i = 1, n do group:spawn(runner, i, (select(i, ...))) end
   group:wait()
-  for i = 1, n do tasks[i] = (core.await(tasks[i])) end
-  return table.unpack(tasks, 1, n)
+  return table.unpack(results, 1, n)
 end
 
 --- Runs functions side by side until the first has ended; the others are cancelled, and end before this returns.

@@ -1,0 +1,350 @@
+-- SPDX-License-Identifier: MIT
+--- Every waiting operation, one row each, for specs that try something on all of them.
+--
+-- Way    new(o), held(o) by the hand, which holds what the waiter wants -> enter(o), wait(o) by the waiter
+--        -> free(o) by the hand ends one wait -> undo(o) by who got it passes it on -> clean(o) by the hand
+-- Owner  the hand of a waiter that is a task is a callback; the hand of one that is none is a task
+-- Keep   a row says nothing of cancels and time limits: what those must leave behind is the same for all.
+--
+-- A row has
+--   name, wait(o)   the operation; whatever several of them share is in o
+--   result          what it returns, packed; or a function(o, results) that asserts
+--   free(o)         ends one wait. In o are ctx, helper (a task that calls the functions it is woken with),
+--                   span (seconds a sleep lasts) and pass() (lets that time go by)
+-- and may have
+--   new(o)          by the hand, before anybody waits
+--   enter(o), leave(o)  by the waiter, before it waits, and after the wait however it ended
+--   held(o), let(o)     by the hand, once all wait, and after one wait has been decided
+--   undo(o)         passes on what a successful wait got
+--   clean(o)        by the hand, when all is over: asserts that nothing was lost or made up
+--   ready(o, gap)   ends one wait and calls gap(), in the helper, before the waiter goes on; without it the hand
+--                   does free(o), gap()
+--   shared          several can wait at a time, first come, first served
+--   fresh           every wait needs a free(o) of its own, which must come while it waits
+--   forgets         a free(o) that finds nobody waiting is lost
+--   late            it ends with its result also when it is cancelled; the next wait raises
+--   unseen          it is not ready until the loop has looked
+--   instant         a task that waits in it goes on in the moment it is ready
+--   brief           the next turn ends it
+--   without         { [phase, "kind phase", position, "phase position"] = true }: no such thing there
+
+local assert = require "luassert"
+local aio = require "aioloop"
+local drivers = require "spec.support.drivers"
+local fds = require "fds"
+
+local yes = { n = 1, true }
+local values = { n = 3, 1, nil, 3 }
+
+-- A child that waits to be woken; the function it is woken with is called in the moment before it ends.
+local function child(o, ...)
+  o.child = aio.self()
+  local last_words = aio.suspend()
+  if last_words then last_words() end
+  return ...
+end
+
+local function end_child(o) assert.is_true(o.child:wake()) end
+
+-- What it wakes before it ends runs before those who wait for its end.
+local function end_child_then(o, gap)
+  assert.is_true(o.child:wake(function() assert.is_true(o.helper:wake(gap)) end))
+end
+
+local function after_child(row)
+  row.free, row.ready = end_child, end_child_then
+  return row
+end
+
+local function new_child(o) o.child = o.ctx:spawn(child, o, 1, nil, 3) end
+
+local function new_event(o) o.event = aio.event() end
+local function set_event(o) o.event:set() end
+
+local function is_lock(o, results) assert.same({ n = 1, o.lock }, results) end
+local function unlock(o) o.lock:unlock() end
+local function unlock_if_held(o) getmetatable(o.lock).__close(o.lock) end
+
+local function new_mutex(o)
+  o.lock = aio.mutex()
+  o.lock:lock()
+end
+
+local function mutex_is_free(o) assert.is_false(o.lock:locked()) end
+
+local function held_rwlock(mode)
+  return function(o)
+    o.lock = aio.rwlock()
+    o.lock:guard(mode)
+  end
+end
+
+local function rwlock_is_free(o)
+  assert.is_true(o.lock:wrlock(0))
+  o.lock:unlock()
+end
+
+local function new_condition(o) o.lock, o.condition = aio.mutex(), aio.condition() end
+local function lock(o) o.lock:lock() end
+local function signal(o) o.condition:signal() end
+local function wait_condition(o) return o.condition:wait(o.lock) end
+
+-- Items are numbered; who gets one must get the next.
+local function new_source(o) o.queue, o.made, o.got = aio.queue(), 0, 0 end
+
+local function make_item(o)
+  o.made = o.made + 1
+  o.queue:put(o.made)
+end
+
+local function is_next(o, results)
+  o.got = o.got + 1
+  assert.same({ n = 1, o.got }, results)
+end
+
+local function one_is_left(o)
+  assert.equal(1, #o.queue)
+  assert.equal(o.got + 1, o.queue:get(0))
+end
+
+-- Every put is numbered; those that succeeded, and no others, must come out, in their order.
+local function new_sink(capacity)
+  return function(o)
+    o.queue, o.tried, o.put, o.taken = aio.queue(capacity), 0, {}, {}
+    for i = 1, capacity do
+      o.queue:put(-i)
+      o.put[i] = -i
+    end
+  end
+end
+
+local function put_item(o)
+  o.tried = o.tried + 1
+  local item = o.tried
+  local results = table.pack(o.queue:put(item))
+  o.put[#o.put + 1] = item
+  return table.unpack(results, 1, results.n)
+end
+
+local function take_item(o) o.taken[#o.taken + 1] = o.queue:get(0) end
+
+local function all_came_out(o)
+  repeat
+    local item = o.queue:get(0)
+    o.taken[#o.taken + 1] = item
+  until item == nil
+  assert.same(o.put, o.taken)
+end
+
+return {
+  { name = "sleep", wait = function(o) return aio.sleep(o.span) end, result = yes,
+    fresh = true, instant = true, free = function(o) o.pass() end },
+
+  { name = "sleep_until", wait = function(o) return aio.sleep_until(aio.now() + o.span) end, result = yes,
+    fresh = true, instant = true, free = function(o) o.pass() end },
+
+  { name = "yield", wait = function() return aio.yield() end, result = { n = 0 }, fresh = true, brief = true,
+    free = function() end,
+    without = {
+      ["ready"] = true, ["timeout while"] = true, ["in the main chunk"] = true, ["in a callback"] = true,
+    } },
+
+  { name = "suspend", result = values, fresh = true,
+    wait = function(o)
+      o.task = aio.self()
+      return aio.suspend()
+    end,
+    free = function(o) o.ctx:co_schedule(o.task, 1, nil, 3) end,
+    without = { ["ready in the main chunk"] = true, ["ready in a callback"] = true } }, -- nobody can wake those
+
+  { name = "coroutine.yield", result = values, fresh = true,
+    wait = function(o)
+      o.task = aio.self()
+      return coroutine.yield()
+    end,
+    free = function(o) o.ctx:co_schedule(o.task, 1, nil, 3) end,
+    without = { ["before"] = true, ["in the main chunk"] = true, ["in a callback"] = true } },
+
+  after_child { name = "task:join", new = new_child, result = { n = 4, true, 1, nil, 3 }, shared = true,
+    wait = function(o) return o.child:join() end },
+
+  after_child { name = "task:join with a time limit", new = new_child, result = { n = 4, true, 1, nil, 3 }, shared = true,
+    wait = function(o) return o.child:join(10 ^ 6) end },
+
+  after_child { name = "await", new = new_child, result = values, shared = true,
+    wait = function(o) return aio.await(o.child) end },
+
+  { name = "wait_readable", result = yes, unseen = true,
+    new = function(o) o.r, o.w = drivers.pipe() end,
+    wait = function(o) return aio.wait_readable(o.r) end,
+    free = function(o) fds.write(o.w, "x") end,
+    clean = function(o)
+      assert.equal("x", fds.read(o.r))
+      drivers.close(o.r)
+      drivers.close(o.w)
+    end },
+
+  { name = "wait_writable", result = yes, unseen = true,
+    new = function(o)
+      o.r, o.w = drivers.pipe()
+      fds.fill(o.w)
+    end,
+    wait = function(o) return aio.wait_writable(o.w) end,
+    free = function(o) fds.read(o.r) end,
+    clean = function(o)
+      drivers.close(o.r)
+      drivers.close(o.w)
+    end },
+
+  { name = "mutex:lock", new = new_mutex, result = yes, shared = true,
+    wait = function(o) return o.lock:lock() end,
+    free = unlock, undo = unlock, clean = mutex_is_free },
+
+  { name = "mutex:lock with a time limit", new = new_mutex, result = yes, shared = true,
+    wait = function(o) return o.lock:lock(10 ^ 6) end,
+    free = unlock, undo = unlock, clean = mutex_is_free },
+
+  { name = "mutex:guard", new = new_mutex, result = is_lock, shared = true,
+    wait = function(o) return o.lock:guard() end,
+    free = unlock, undo = unlock, clean = mutex_is_free },
+
+  { name = "rwlock:rdlock", new = held_rwlock "w", result = yes, shared = true,
+    wait = function(o) return o.lock:rdlock() end,
+    free = unlock, undo = unlock, clean = rwlock_is_free },
+
+  { name = "rwlock:wrlock", new = held_rwlock "w", result = yes, shared = true,
+    wait = function(o) return o.lock:wrlock() end,
+    free = unlock, undo = unlock, clean = rwlock_is_free },
+
+  { name = "rwlock:wrlock behind a reader", new = held_rwlock "r", result = yes, shared = true,
+    wait = function(o) return o.lock:wrlock() end,
+    free = unlock, undo = unlock, clean = rwlock_is_free },
+
+  { name = "rwlock:guard of a reader", new = held_rwlock "w", result = is_lock, shared = true,
+    wait = function(o) return o.lock:guard "r" end,
+    free = unlock, undo = unlock, clean = rwlock_is_free },
+
+  { name = "rwlock:guard of a writer", new = held_rwlock "w", result = is_lock, shared = true,
+    wait = function(o) return o.lock:guard "w" end,
+    free = unlock, undo = unlock, clean = rwlock_is_free },
+
+  { name = "rwlock:upgrade", new = held_rwlock "r", result = yes,
+    enter = function(o) o.lock:rdlock() end,
+    wait = function(o) return o.lock:upgrade() end,
+    leave = unlock_if_held,
+    free = unlock, clean = rwlock_is_free },
+
+  { name = "condition:wait", new = new_condition, result = yes, shared = true,
+    enter = lock, wait = wait_condition, leave = unlock,
+    free = signal, undo = signal, clean = mutex_is_free, forgets = true },
+
+  { name = "condition:wait while the mutex is taken", new = new_condition, result = yes, shared = true,
+    enter = lock, wait = wait_condition, leave = unlock, held = lock, let = unlock,
+    free = signal, undo = signal, clean = mutex_is_free, forgets = true, without = { ["ready"] = true } },
+
+  { name = "semaphore:acquire", result = yes, shared = true,
+    new = function(o) o.semaphore = aio.semaphore(0) end,
+    wait = function(o) return o.semaphore:acquire() end,
+    free = function(o) o.semaphore:release() end,
+    undo = function(o) o.semaphore:release() end,
+    clean = function(o)
+      assert.is_true(o.semaphore:acquire(0))
+      assert.same({ n = 2, nil, "timeout" }, table.pack(o.semaphore:acquire(0)))
+    end },
+
+  { name = "event:wait", new = new_event, result = yes, shared = true,
+    wait = function(o) return o.event:wait() end, free = set_event },
+
+  { name = "queue:get", new = new_source, result = is_next, shared = true,
+    wait = function(o) return o.queue:get() end,
+    free = make_item, undo = make_item, clean = one_is_left },
+
+  { name = "queue:get with a time limit", new = new_source, result = is_next, shared = true,
+    wait = function(o) return o.queue:get(10 ^ 6) end,
+    free = make_item, undo = make_item, clean = one_is_left },
+
+  { name = "queue:iter", new = new_source, result = is_next, shared = true,
+    wait = function(o)
+      for item in o.queue:iter() do -- luacheck: ignore 512
+        return item
+      end
+    end,
+    free = make_item, undo = make_item, clean = one_is_left },
+
+  { name = "queue:put", new = new_sink(1), result = yes, shared = true, wait = put_item,
+    free = take_item, undo = take_item, clean = all_came_out },
+
+  { name = "queue:put without room", new = new_sink(0), result = yes, shared = true, wait = put_item,
+    free = take_item, undo = take_item, clean = all_came_out, forgets = true },
+
+  after_child { name = "group:wait", result = yes, shared = true,
+    new = function(o)
+      o.group = aio.group()
+      o.group:spawn(child, o)
+    end,
+    wait = function(o) return o.group:wait() end },
+
+  after_child { name = "the end of a group", result = { n = 1, "over" }, fresh = true, late = true,
+    wait = function(o)
+      do
+        local group <close> = aio.group()
+        group:spawn(child, o)
+        group:spawn(child, {}):cancel()
+      end
+      return "over"
+    end },
+
+  { name = "from_callback", result = values, fresh = true,
+    wait = function(o) return aio.from_callback(function(_, callback) o.callback = callback end, 1) end,
+    free = function(o) o.callback(1, nil, 3) end },
+
+  after_child { name = "gather", result = values, fresh = true, without = { ["ready"] = true },
+    wait = function(o)
+      return aio.gather(function() return child(o, 1) end, function() end, function() return 3, 4 end)
+    end },
+
+  after_child { name = "race", result = { n = 4, 2, "won", nil, 3 }, fresh = true,
+    wait = function(o) return aio.race(aio.suspend, function() return child(o, "won", nil, 3) end) end },
+
+  after_child { name = "map", result = { n = 1, { n = 3, 10, 20, 30 } }, fresh = true,
+    wait = function(o)
+      return aio.map({ 1, 2, 3 }, function(x)
+        if x == 3 then child(o) end
+        return x * 10
+      end, 2)
+    end },
+
+  { name = "a generator of aio.wrap", new = new_event, result = { n = 3, true, "in", nil },
+    wait = function(o)
+      return aio.wrap(function(...)
+        coroutine.yield(o.event:wait(), ...)
+      end)("in", nil)
+    end,
+    free = set_event },
+
+  { name = "a generator in a generator", new = new_event, result = yes,
+    wait = function(o)
+      local outer = aio.wrap(function()
+        for got in aio.wrap(function() coroutine.yield(o.event:wait()) end) do coroutine.yield(got) end
+      end)
+      return outer()
+    end,
+    free = set_event },
+
+  { name = "aio.timeout", new = new_event, result = yes, shared = true,
+    wait = function(o) return aio.timeout(10 ^ 6, o.event.wait, o.event) end, free = set_event },
+
+  { name = "pcall, a metamethod and <close>", new = new_event, result = yes, shared = true,
+    wait = function(o)
+      local object = setmetatable({}, {
+        __index = function()
+          local _ <close> = setmetatable({}, { __close = function() end })
+          return o.event:wait()
+        end,
+      })
+      local ok, result = pcall(function() return object.field end)
+      if not ok then error(result, 0) end
+      return result
+    end,
+    free = set_event },
+}
