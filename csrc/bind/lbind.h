@@ -226,12 +226,18 @@ typedef struct LHold {
   struct LHold *next_spare;
 } LHold;
 
+typedef struct LHook {
+  lua_Hook fn;
+  int mask, count;
+} LHook;
+
 /* What few tasks have. */
 typedef struct LTies {
   LFlow flow;
   AioLink joiners;         /* tickets */
   struct LMember *member;  /* lgroup.c */
   AioLink held;            /* LHold */
+  LHook hook;              /* somebody else's, while a cancel needs its place (lscope.c) */
 } LTies;
 
 struct LTask {
@@ -258,7 +264,8 @@ void aioL_push_thread(lua_State *L, LTask *t);       /* [-0, +1, m] */
 void aioL_push_task(lua_State *L, LTask *t);         /* [-0, +1, m] its handle */
 LTask *aioL_check_co(lua_State *L, int idx, LContext *c); /* [-0, +0, e] any coroutine; a plain one is adopted */
 LTask *aioL_task_at(const LContext *c, uint32_t slot); /* NULL: free, or another kind of owner */
-LTies *aioL_ties(lua_State *L, LTask *t);            /* [-0, +0, m] made at first use */
+LTies *aioL_try_ties(LTask *t);                      /* [-0, +0, -] made at first use; NULL: no memory */
+LTies *aioL_ties(lua_State *L, LTask *t);            /* [-0, +0, m] */
 void aioL_finish(LContext *c, LTask *t, LState state);
 void aioL_revive(lua_State *L, LTask *t);            /* [-0, +0, m] what runs or waits is anchored and counted, also if it is adopted */
 bool aioL_fresh(lua_State *co);                      /* a function that has not begun */

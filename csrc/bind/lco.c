@@ -119,14 +119,19 @@ static void take_joiners(LTask *t) {
   }
 }
 
-LTies *aioL_ties(lua_State *L, LTask *t) {
+LTies *aioL_try_ties(LTask *t) {
   if (t->ties) return t->ties;
-  LTies *ties = aioL_alloc(L, NULL, 0, sizeof *ties);
-  if (!ties) luaL_error(L, "not enough memory");
+  LTies *ties = aioL_alloc(t->c->rt->main, NULL, 0, sizeof *ties);
+  if (!ties) return NULL;
   *ties = (LTies){.member = NULL};
   list_init(&ties->joiners);
   list_init(&ties->held);
   return t->ties = ties;
+}
+
+LTies *aioL_ties(lua_State *L, LTask *t) {
+  if (!aioL_try_ties(t)) luaL_error(L, "not enough memory");
+  return t->ties;
 }
 
 static void untie(lua_State *L, LTask *t) {

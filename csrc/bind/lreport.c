@@ -228,8 +228,27 @@ static int failed(lua_State *L) {
   return 3;
 }
 
+/* A task without a name that ends with a lock in its hand is called after where it was spawned. */
+static void name_culprit(lua_State *L) {
+  LRuntime *rt = aioL_find_runtime(L);
+  LTask *t = rt ? rt->task : NULL;
+  if (!t || t->L != L || t->c->closed || !t->ties || list_empty(&t->ties->held)) return;
+  luaL_checkstack(L, 8, NULL);
+  aioL_push_weak(L, t->c, SIDE_TASK_NAMES, "k");
+  lua_pushthread(L);
+  if (lua_rawget(L, -2) == LUA_TNIL) {
+    lua_pushthread(L);
+    lua_pushvalue(L, 1);
+    lua_pushvalue(L, 2);
+    name_place(L);
+    lua_rawset(L, -4);
+  }
+  lua_pop(L, 2);
+}
+
 static int task_over(lua_State *L, int status, lua_KContext ctx) {
   UNUSED(ctx);
+  name_culprit(L);
   return status == LUA_OK || status == LUA_YIELD ? lua_gettop(L) - SITE - 1 : failed(L);
 }
 

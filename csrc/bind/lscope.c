@@ -129,9 +129,22 @@ int aioL_raise_cancel(lua_State *L, LRuntime *rt) {
  * the yield does, so that pcall(coroutine.yield) catches it too. */
 static void raise_in_hook(lua_State *L, lua_Debug *ar) {
   LRuntime *rt = aioL_find_runtime(L);
+  LTask *t = rt ? rt->task : NULL;
   UNUSED(ar);
   lua_sethook(L, NULL, 0, 0);
-  if (rt && rt->task && aioL_innermost(rt->task) == L) aioL_raise_cancel(L, rt);
+  if (!t || aioL_innermost(t) != L) return;
+  if (t->ties && t->ties->hook.fn) lua_sethook(L, t->ties->hook.fn, t->ties->hook.mask, t->ties->hook.count);
+  aioL_raise_cancel(L, rt);
+}
+
+static void set_hook(LTask *t) {
+  lua_State *co = aioL_innermost(t);
+  lua_Hook fn = lua_gethook(co);
+  if (fn == raise_in_hook) return;
+  LTies *ties = fn ? aioL_try_ties(t) : t->ties;
+  if (fn && !ties) return; /* no memory to remember somebody else's hook, which is more than a cancel */
+  if (ties) ties->hook = (LHook){fn, lua_gethookmask(co), lua_gethookcount(co)};
+  lua_sethook(co, raise_in_hook, LUA_MASKRET, 0);
 }
 
 void aioL_deliver(LTask *t, const char *who) {
@@ -139,8 +152,8 @@ void aioL_deliver(LTask *t, const char *who) {
   if (t->state != L_WAITING || !aioL_cancelled(flow_of(t), t, &scope)) return;
   if (t->ticket.ops) {
     aioL_take_later(&t->ticket, L_CANCELLING, 0);
-  } else if (!lua_gethook(aioL_innermost(t))) {
-    lua_sethook(aioL_innermost(t), raise_in_hook, LUA_MASKRET, 0);
+  } else {
+    set_hook(t);
     aioL_wake_later(t, who);
   }
 }
