@@ -51,6 +51,7 @@ typedef struct LRuntime {
   LScope *spare_scopes;      /* lscope.c: to be used again */
   uint64_t last_serial;      /* of scopes */
   struct LHold *spare_holds; /* lsync.c */
+  struct LGroup *cancelling; /* lgroup.c: the last of those whose members are to be cancelled, while that is going on */
   int objects;               /* registry: weak table, address of the struct (light) -> userdata that core events find by it */
   lua_State *lent;           /* runs the turns that the core takes by itself (vclock:advance); NULL: none is lent */
   LContext *erred;           /* collected an error in such a turn */
@@ -201,6 +202,7 @@ struct LTicket {
  * impossible. Pushes one value, which keeps the ticket alive. */
 LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops);  /* [-0, +1, e] */
 void aioL_ticket_drop(LTicket *tk);                                    /* the set-up failed */
+void aioL_ticket_abandon(lua_State *L, LTicket *tk);                   /* [-0, +0, -] nobody will look at its outcome */
 /* Waits at most timeout_ns; `return aioL_wait(...)` from a C function, whose results it makes. */
 int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns);          /* [-0, +n, e] */
 /* The first to take an open ticket decides its outcome and wakes the waiter; false: it was gone. */
@@ -303,11 +305,12 @@ void aioL_polls(LRuntime *rt, LTicket *tk);                  /* scopes around a 
 void aioL_push_cancel(lua_State *L, LTask *t);               /* [-0, +1, m] the error value of a cancelled task */
 bool aioL_is_own_cancel(lua_State *L, LTask *t);             /* [-0, +0, m] is it the value on top? */
 bool aioL_is_cancelled(lua_State *L);                        /* [-0, +0, -] would a wait here be cancelled? */
-void aioL_deliver(LTask *t, const char *who);                /* [-0, +0, -] if what waits in it is cancelled, its wait ends */
 void aioL_cancel_quietly(LTask *t);                          /* [-0, +0, -] without a reason; raises nothing */
 bool aioL_is_cancel(lua_State *L, int idx);                  /* [-0, +0, -] an error value of a cancel or of a scope? */
 bool aioL_cancel(lua_State *L, LTask *t, int reason);        /* [-0, +0, m] reason: stack index, 0: none. false: too late */
 void aioL_scopes_drop(lua_State *L, LScope **scopes);        /* [-0, +0, -] */
+void aioL_scopes_pass(LScope *scopes, LTask *t);             /* to whom runs their coroutine now; NULL: no task does */
+bool aioL_deliver(LTask *t);                                 /* [-0, +0, -] it waits: true if that ends, for it is cancelled */
 void aioL_scopes_free(lua_State *L, LRuntime *rt);           /* the spare ones */
 
 /* ---- lwrap.c: coroutines in which one may wait ---- */

@@ -29,6 +29,7 @@ static void untie(lua_State *L, LTask *t);
 void aioL_task_unref(LTask *t) {
   LContext *c = t->c;
   if (--t->refs) return;
+  aioL_ticket_abandon(c->rt->main, &t->ticket);
   untie(c->rt->main, t);
   aioL_alloc(c->rt->main, t, sizeof *t, 0);
   aioL_context_unref(c->rt->main, c);
@@ -137,15 +138,21 @@ LTies *aioL_ties(lua_State *L, LTask *t) {
 static void untie(lua_State *L, LTask *t) {
   LTies *ties = t->ties;
   if (!ties) return;
+  aioL_locks_drop(t->c, t); /* it has closed its context, and then locked */
   for (LWrap *w = ties->flow.wrap; w; w = w->outer) aioL_scopes_drop(L, &w->scopes), w->running = false;
   aioL_scopes_drop(L, &ties->flow.scopes);
   aioL_alloc(L, ties, sizeof *ties, 0);
   t->ties = NULL;
 }
 
-/* stack: thread (light). Puts the traceback above the error on the thread's stack, and runs its <close> variables. */
+/* stack: task (light). Puts the traceback above the error on the thread's stack, and runs its <close> variables. */
 static int bury(lua_State *L) {
-  lua_State *co = lua_touserdata(L, 1);
+  LTask *t = lua_touserdata(L, 1);
+  lua_State *co = t->L;
+  lua_pushvalue(co, -1);
+  lua_xmove(co, L, 1);
+  if (t->cancelled && aioL_is_own_cancel(L, t)) t->ending = L_CANCELLED;
+  lua_pop(L, 1);
   if (lua_type(co, -1) == LUA_TSTRING)
     luaL_traceback(L, co, lua_tostring(co, -1), 0);
   else
@@ -157,11 +164,14 @@ static int bury(lua_State *L) {
   return 0;
 }
 
+/* Of one that was not spawned: those that are end in aioL_task_main. */
 static void begin_burial(LContext *c, LTask *t) {
   lua_State *L = c->L;
+  LTask *outer = c->rt->task;
   if (lua_gettop(t->L) == 0 && lua_checkstack(t->L, 1)) lua_pushnil(t->L);
+  c->rt->task = t; /* its <close> variables unlock what it has locked */
   lua_pushcfunction(L, bury);
-  lua_pushlightuserdata(L, t->L);
+  lua_pushlightuserdata(L, t);
   bool buried = lua_pcall(L, 1, 0, 0) == LUA_OK;
   if (!buried) {
     lua_pop(L, 1);
@@ -173,6 +183,8 @@ static void begin_burial(LContext *c, LTask *t) {
   }
   if (lua_checkstack(t->L, 3))
     while (lua_gettop(t->L) < 3) lua_pushnil(t->L);
+  c->rt->task = outer;
+  if (t->ending) t->state = t->ending;
 }
 
 /* Its thread stays where it is until the loop lets go of the task. */
@@ -189,21 +201,10 @@ static void report_orphan(LContext *c, LTask *t) {
   aioL_report(c, NULL, t);
 }
 
-void aioL_finish(LContext *c, LTask *t, LState state) {
-  lua_State *L = c->L ? c->L : c->rt->main;
-  t->state = (uint8_t)state;
-  if (aio_co_scheduled_by(&t->co)) aio_co_close(&t->co); /* it had scheduled itself, and then ended */
-  if (!t->unref) c->live--;
-  if (state == L_BROKEN && !t->ending) begin_burial(c, t);
-  if (c->closed) { /* by a <close> variable */
-    report_orphan(c, t);
-    return;
-  }
-  take_joiners(t);
-  if (t->ties) aioL_locks_drop(c, t);
+static void leave_loop(lua_State *L, LContext *c, LTask *t) {
   if (t->ties && t->ties->member) aioL_member_ended(c, t);
   untie(L, t);
-  if (state == L_BROKEN && !t->joined) {
+  if (t->state == L_BROKEN && !t->joined) {
     t->next_failed = c->failed;
     c->failed = t;
   } else {
@@ -211,9 +212,33 @@ void aioL_finish(LContext *c, LTask *t, LState state) {
   }
 }
 
+void aioL_finish(LContext *c, LTask *t, LState state) {
+  lua_State *L = c->L ? c->L : c->rt->main;
+  t->state = (uint8_t)state;
+  if (aio_co_scheduled_by(&t->co)) aio_co_close(&t->co); /* it had scheduled itself, and then ended */
+  if (!t->unref) c->live--;
+  if (state == L_BROKEN && !t->ending) begin_burial(c, t);
+  if (c->closed) { /* by a <close> variable */
+    if (t->state == L_BROKEN) report_orphan(c, t);
+    return;
+  }
+  take_joiners(t);
+  t->refs++; /* on_error, told of a lock, may close the context */
+  if (t->ties) aioL_locks_drop(c, t);
+  if (!c->closed)
+    leave_loop(L, c, t);
+  else if (t->state == L_BROKEN)
+    report_orphan(c, t);
+  aioL_task_unref(t);
+}
+
+static bool tied(const LTies *ties) {
+  return ties && (ties->flow.scopes || ties->member || !list_empty(&ties->joiners) || !list_empty(&ties->held));
+}
+
 /* An adopted coroutine that merely sleeps is the script's to keep. */
 static void park(LContext *c, LTask *t) {
-  if (!t->adopted || !t->slot || t->ties) return; /* inside a scope it stays ours */
+  if (!t->adopted || !t->slot || tied(t->ties)) return; /* inside a scope it stays ours */
   if (!t->unref) c->live--;
   aioL_unanchor(c->L, c, &t->slot);
   aioL_task_unref(t);
@@ -221,9 +246,7 @@ static void park(LContext *c, LTask *t) {
 
 static void paused(LContext *c, LTask *t) { /* coroutine.yield */
   t->state = aio_co_scheduled_by(&t->co) ? L_SCHEDULED : L_WAITING;
-  if (t->state != L_WAITING) return;
-  if (t->cancelled || t->ties) aioL_deliver(t, "a cancel");
-  if (!aio_co_scheduled_by(&t->co)) park(c, t);
+  if (t->state == L_WAITING && !aioL_deliver(t)) park(c, t);
 }
 
 /* How it ended. aioL_task_main says so itself, and returns an error like a result. */
@@ -232,19 +255,11 @@ static LState ending(LTask *t, int status) {
 }
 
 static void end_orphan(LContext *c, LTask *t, int status) {
+  untie(c->L, t);
   if (status == LUA_YIELD) return;
   t->state = (uint8_t)ending(t, status);
-  untie(c->L, t);
-  if (t->state != L_BROKEN) return;
   if (status != LUA_OK) begin_burial(c, t);
-  report_orphan(c, t);
-}
-
-/* What it was given but will never take goes to the next. */
-static void revoke(lua_State *L, LTask *t) {
-  LTicket *tk = &t->ticket;
-  if (t->state == L_WAITING && tk->ops && tk->outcome == L_DONE && tk->ops->revoke) tk->ops->revoke(L, tk);
-  tk->ops = NULL;
+  if (t->state == L_BROKEN) report_orphan(c, t);
 }
 
 /* Whether there is something to resume: it may have been closed or resumed behind our back, or wait for something else. */
@@ -259,7 +274,7 @@ static bool enterable(LContext *c, LTask *t) {
   }
   if (aioL_resumable(co)) return true;
   if (!aioL_dead(co)) return false;
-  revoke(c->L, t);
+  aioL_ticket_abandon(c->L, tk);
   aioL_finish(c, t, L_CANCELLED); /* coroutine.close behind our back */
   return false;
 }
@@ -299,8 +314,19 @@ static void enter(void *opaque) {
   aioL_task_unref(t);
 }
 
+static void oldest_first(LContext *c) {
+  LTask *sorted = NULL;
+  for (LTask *t; (t = c->failed);) {
+    c->failed = t->next_failed;
+    t->next_failed = sorted;
+    sorted = t;
+  }
+  c->failed = sorted;
+}
+
 void aioL_report_unjoined(LContext *c) {
   lua_State *L = c->L;
+  if (c->failed && !c->closed) oldest_first(c);
   while (c->failed && !c->closed) {
     LTask *t = c->failed;
     c->failed = t->next_failed;
@@ -331,13 +357,12 @@ static void drop_joiners(LTask *t) {
 void aioL_tasks_drop(lua_State *L, LContext *c) {
   for (uint32_t i = 1; i < c->nslots; i++)
     if (aioL_task_at(c, i)) aioL_take_quietly(&aioL_task_at(c, i)->ticket, L_CLOSED, 0);
-  for (uint32_t i = 1; i < c->nslots; i++)
-    if (aioL_task_at(c, i)) revoke(L, aioL_task_at(c, i)); /* to others: here nobody waits any more */
   for (uint32_t i = 1; i < c->nslots; i++) {
     LTask *t = aioL_task_at(c, i);
     if (!t) continue;
     bool runs = t->state == L_RUNNING;
     if (!aioL_task_ended(t)) t->state = L_CANCELLED;
+    aioL_ticket_abandon(L, &t->ticket); /* what it was given, and has not seen, goes to others */
     drop_joiners(t);
     if (t->ties) aioL_locks_drop(c, t);
     if (t->ties && t->ties->member) aioL_member_ended(c, t);

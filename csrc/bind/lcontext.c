@@ -150,6 +150,8 @@ static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioCl
   lua_rawseti(L, -2, SIDE_ERRORS);
   lua_newtable(L);
   lua_rawseti(L, -2, SIDE_LAST_ERRORS);
+  lua_pushboolean(L, 0);
+  lua_rawseti(L, -2, SIDE_LOST); /* never nil, so that its place stays: see keep_for_later in lcall.c */
   lua_rawseti(L, -2, 0);
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, -3, 1);

@@ -16,13 +16,15 @@ typedef struct LGroup {
   LRuntime *rt;
   AioLink members, failed; /* LMember; failed in the order of their ends */
   AioLink waiters;         /* tickets */
-  bool cancelled;
+  struct LGroup *then;     /* to be cancelled after it */
+  bool cancelled, listed;  /* listed: its members are to be cancelled, or just being */
+  bool cut;                /* by a cancel of who waited for the end of the scope, or was about to */
 } LGroup;
 
 typedef struct LMember {
   AioLink link;
   LGroup *g;
-  LTask *t; /* its handle is in the table */
+  LTask *t; /* counted; its handle is in the table */
 } LMember;
 
 static LMember *member_at(AioLink *l) { return container_of(l, LMember, link); }
@@ -30,17 +32,39 @@ static LGroup *check_group(lua_State *L) { return aioL_check(L, 1, L_GROUP); }
 
 static void free_member(lua_State *L, LMember *m) {
   list_unlink(&m->link);
+  aioL_task_unref(m->t);
   aioL_alloc(L, m, sizeof *m, 0);
 }
 
 /* ---- children ---- */
 
-static void cancel_all(LGroup *g) {
-  g->cancelled = true;
+static void cancel_members(LGroup *g) {
   for (AioLink *l = g->members.next, *next; l != &g->members; l = next) {
     next = l->next;
     aioL_cancel_quietly(member_at(l)->t); /* one that has not begun ends now, and leaves the list */
   }
+}
+
+/* A member that waits at the end of a group of its own passes the cancel on to that: one group after the other and not one
+ * within the other, since they may be nested 100,000 deep. */
+static void cancel_all(LGroup *g) {
+  LRuntime *rt = g->rt;
+  LGroup *last = rt->cancelling;
+  g->cancelled = true;
+  if (g->listed) return;
+  g->listed = true;
+  rt->cancelling = g;
+  if (last) {
+    last->then = g;
+    return;
+  }
+  for (LGroup *next; g; g = next) {
+    cancel_members(g);
+    next = g->then;
+    g->then = NULL;
+    g->listed = false;
+  }
+  rt->cancelling = NULL;
 }
 
 static void forget_handle(lua_State *L, LMember *m) { /* [-0, +0, -] */
@@ -106,6 +130,7 @@ static int group_spawn(lua_State *L) {
   LMember *m = aioL_alloc(L, NULL, 0, sizeof *m);
   if (!m) return luaL_error(L, "not enough memory");
   *m = (LMember){.g = g, .t = t};
+  t->refs++;
   list_append(&g->members, &m->link);
   ties->member = m;
   if (g->cancelled) aioL_cancel_quietly(t);
@@ -137,17 +162,19 @@ static int group_cancel(lua_State *L) {
 static bool take_errors(lua_State *L, LGroup *g) {
   if (list_empty(&g->failed)) return false;
   lua_newtable(L);
-  for (lua_Integer n = 1; !list_empty(&g->failed); n++) {
+  lua_Integer n = 0;
+  for (lua_createtable(L, 0, 1); !list_empty(&g->failed); lua_createtable(L, 0, 1)) { /* a finaliser may take them just now */
     LMember *m = member_at(g->failed.next);
-    lua_createtable(L, 0, 1);
     lua_pushvalue(m->t->L, 1);
     lua_xmove(m->t->L, L, 1);
     lua_setfield(L, -2, "error"); /* boxed: it may be nil */
-    lua_rawseti(L, -2, n);
+    lua_rawseti(L, -2, ++n);
     m->t->joined = true;
     forget_handle(L, m);
     free_member(L, m);
   }
+  lua_pop(L, 1);
+  if (!n) return false;
   lua_rawgeti(L, -1, 1);
   lua_getfield(L, -1, "error");
   lua_insert(L, -3);
@@ -207,14 +234,18 @@ static int group_errors(lua_State *L) {
 
 /* A cancel that reaches the end of a scope ends the children, and the wait goes on until they have ended. */
 static bool close_settle(LTicket *tk, LOutcome outcome) {
+  LGroup *g = tk->op;
   if (outcome != L_CANCELLING) return true;
-  cancel_all(tk->op);
+  g->cut = true;
+  cancel_all(g);
   return false;
 }
 
-/* stack: group, error of the block or nil. A task's error is not put in the place of another one that is no cancel. */
+/* stack: group, error of the block or nil. A task's error is not put in the place of another one that is no cancel. Being a
+ * wait, it raises what has cancelled it, now that nothing is left behind. */
 static int closed(lua_State *L, LGroup *g) {
-  g->cancelled = false;
+  bool cut = g->cut;
+  g->cancelled = g->cut = false;
   bool raises = lua_isnil(L, 2) || aioL_is_cancel(L, 2);
   if (raises && take_errors(L, g)) return lua_error(L);
   while (!list_empty(&g->failed)) { /* the block's own error is on its way: these are reported when collected, now */
@@ -222,22 +253,32 @@ static int closed(lua_State *L, LGroup *g) {
     forget_handle(L, m);
     free_member(L, m);
   }
+  if (cut && lua_isnil(L, 2)) aioL_checkpoint(L); /* like any wait that a cancel has ended */
   return 0;
 }
 
-static int close_results(lua_State *L, LTicket *tk) { return closed(L, tk->op); }
+static int wait_for_members(lua_State *L, LGroup *g);
+
+/* Somebody else may have spawned another one since the last one ended. */
+static int close_results(lua_State *L, LTicket *tk) { return wait_for_members(L, tk->op); }
 
 static const LWaitOps close_ops = {.name = "the end of a group", .results = close_results, .settle = close_settle, .immune = true};
 
-static int group_close(lua_State *L) {
-  LGroup *g = check_group(L);
+static int wait_for_members(lua_State *L, LGroup *g) {
   lua_settop(L, 2);
-  if (!lua_isnil(L, 2) || aioL_is_cancelled(L)) cancel_all(g);
   if (list_empty(&g->members)) return closed(L, g);
   LTicket *tk = aioL_ticket(L, aioL_current(L), &close_ops);
   tk->op = g;
   list_append(&g->waiters, &tk->link);
   return aioL_wait(L, tk, AIO_FOREVER);
+}
+
+static int group_close(lua_State *L) {
+  LGroup *g = check_group(L);
+  lua_settop(L, 2);
+  g->cut = !list_empty(&g->members) && aioL_is_cancelled(L);
+  if (!lua_isnil(L, 2) || g->cut) cancel_all(g);
+  return wait_for_members(L, g);
 }
 
 /* Whoever lets go of a group without waiting leaves tasks like any other behind. */

@@ -30,6 +30,7 @@ static int wait_in(lua_State *L, AioLink *tickets, const LWaitOps *ops, void *op
 
 typedef struct LSemaphore {
   AioLink waiters;
+  AioLink given; /* tickets with a permit that their task has not seen yet */
   lua_Integer permits;
 } LSemaphore;
 
@@ -43,12 +44,26 @@ static void give_permit(LSemaphore *s) {
     s->permits++;
 }
 
+static void semaphore_leave(LTicket *tk) {
+  LSemaphore *s = tk->op;
+  list_unlink(&tk->link);
+  if (tk->outcome == L_DONE) list_append(&s->given, &tk->link);
+}
+
+static int semaphore_results(lua_State *L, LTicket *tk) {
+  if (list_linked(&tk->link)) list_unlink(&tk->link);
+  return yes(L);
+}
+
 static void revoke_permit(lua_State *L, LTicket *tk) {
   UNUSED(L);
+  if (!list_linked(&tk->link)) return; /* the semaphore was collected: its waiter was closed behind our back */
+  list_unlink(&tk->link);
   give_permit(tk->op);
 }
 
-static const LWaitOps semaphore_ops = {.name = "semaphore:acquire", .revoke = revoke_permit};
+static const LWaitOps semaphore_ops = {.name = "semaphore:acquire", .leave = semaphore_leave, .results = semaphore_results,
+  .revoke = revoke_permit};
 
 /*** Makes a semaphore.
 @function semaphore
@@ -60,6 +75,7 @@ static int mod_semaphore(lua_State *L) {
   LSemaphore *s = lua_newuserdatauv(L, sizeof *s, 0);
   *s = (LSemaphore){.permits = n};
   list_init(&s->waiters);
+  list_init(&s->given);
   return aioL_set_class(L, aioL_runtime(L), L_SEMAPHORE), 1;
 }
 
@@ -80,7 +96,12 @@ static int semaphore_acquire(lua_State *L) {
 @function semaphore:release */
 static int semaphore_release(lua_State *L) { return give_permit(check_semaphore(L)), 0; }
 
-static int semaphore_gc(lua_State *L) { return close_all(&check_semaphore(L)->waiters), 0; }
+static int semaphore_gc(lua_State *L) {
+  LSemaphore *s = check_semaphore(L);
+  close_all(&s->waiters);
+  while (!list_empty(&s->given)) list_unlink(s->given.next);
+  return 0;
+}
 
 /* ---- event ---- */
 
@@ -140,7 +161,6 @@ static int event_gc(lua_State *L) { return close_all(&check_event(L)->waiters), 
 
 typedef struct LQueue {
   AioLink getters, putters;
-  LRuntime *rt;
   lua_Integer head, tail; /* items at head..tail-1 */
   lua_Integer capacity;   /* -1: none */
   bool closed;
@@ -150,10 +170,10 @@ static LQueue *check_queue(lua_State *L) { return aioL_check(L, 1, L_QUEUE); }
 static lua_Integer count(const LQueue *q) { return q->tail - q->head; }
 static void push_items(lua_State *L) { lua_getiuservalue(L, 1, 1); } /* [-0, +1, -] of the queue at 1 */
 
-/* The same of a queue that is on no stack here. false: it is being collected. */
-static bool find_items(lua_State *L, LQueue *q) { /* [-0, +1 or 0, -] */
-  lua_rawgeti(L, LUA_REGISTRYINDEX, q->rt->objects);
-  if (lua_rawgetp(L, -1, q) != LUA_TUSERDATA) return lua_pop(L, 2), false;
+/* The same of the ticket's queue, which is on no stack here. false: it is being collected, or gone. */
+static bool find_items(lua_State *L, const LTicket *tk) { /* [-0, +1 or 0, -] */
+  lua_rawgeti(L, LUA_REGISTRYINDEX, tk->c->rt->objects);
+  if (lua_rawgetp(L, -1, tk->op) != LUA_TUSERDATA) return lua_pop(L, 2), false;
   lua_getiuservalue(L, -1, 1);
   lua_replace(L, -3);
   lua_pop(L, 1);
@@ -180,6 +200,7 @@ static int put_back(lua_State *L) {
   LTicket *next = aioL_ticket_first(&q->getters);
   lua_settop(L, 1);
   take_aside(L, tk);
+  if (lua_isnil(L, -1)) return 0; /* another queue in the place of a collected one */
   if (next) {
     lua_rawsetp(L, 1, next);
     aioL_take_later(next, L_DONE, 0);
@@ -193,7 +214,7 @@ static int put_back(lua_State *L) {
 static void get_revoke(lua_State *L, LTicket *tk) {
   if (!lua_checkstack(L, 8)) return;
   lua_pushcfunction(L, put_back);
-  if (!find_items(L, tk->op)) {
+  if (!find_items(L, tk)) {
     lua_pop(L, 1);
     return;
   }
@@ -205,7 +226,7 @@ static void put_leave(LTicket *tk) { /* what it waited to put is forgotten, unle
   LContext *c = tk->c;
   lua_State *L = c->L ? c->L : c->rt->main;
   if (list_linked(&tk->link)) list_unlink(&tk->link);
-  if (!lua_checkstack(L, 8) || !find_items(L, tk->op)) return;
+  if (!lua_checkstack(L, 8) || !find_items(L, tk)) return;
   take_aside(L, tk);
   lua_pop(L, 2);
 }
@@ -222,7 +243,7 @@ static int mod_queue(lua_State *L) {
   luaL_argcheck(L, capacity >= 0 || lua_isnoneornil(L, 1), 1, "the capacity cannot be negative");
   LRuntime *rt = aioL_runtime(L);
   LQueue *q = lua_newuserdatauv(L, sizeof *q, 1);
-  *q = (LQueue){.rt = rt, .head = 1, .tail = 1, .capacity = capacity};
+  *q = (LQueue){.head = 1, .tail = 1, .capacity = capacity};
   list_init(&q->getters);
   list_init(&q->putters);
   lua_newtable(L);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Cancelling: of tasks, and of what runs inside a scope (aio.timeout); shields against it.
  *
- * Way      task:cancel, or a scope's timer -> deliver -> the ticket is taken with L_CANCELLING -> results (lwait.c)
+ * Way      task:cancel, or a scope's timer -> aioL_deliver -> the ticket is taken with L_CANCELLING -> results (lwait.c)
  *          -> aioL_raise_cancel -> the error unwinds to its scope, or to the end of the task
  * Owner    a scope belongs to the C call that opened it; the end of its task or wrapped coroutine takes it away.
  * Keep     a cancel stays: every later wait raises it again, unless a shield lies between. When several scopes have
@@ -137,25 +137,22 @@ static void raise_in_hook(lua_State *L, lua_Debug *ar) {
   aioL_raise_cancel(L, rt);
 }
 
-static void set_hook(LTask *t) {
+static bool set_hook(LTask *t) {
   lua_State *co = aioL_innermost(t);
   lua_Hook fn = lua_gethook(co);
-  if (fn == raise_in_hook) return;
+  if (fn == raise_in_hook) return true;
   LTies *ties = fn ? aioL_try_ties(t) : t->ties;
-  if (fn && !ties) return; /* no memory to remember somebody else's hook, which is more than a cancel */
+  if (fn && !ties) return false; /* no memory to remember somebody else's hook, which is more than a cancel */
   if (ties) ties->hook = (LHook){fn, lua_gethookmask(co), lua_gethookcount(co)};
   lua_sethook(co, raise_in_hook, LUA_MASKRET, 0);
+  return true;
 }
 
-void aioL_deliver(LTask *t, const char *who) {
+bool aioL_deliver(LTask *t) {
   LScope *scope;
-  if (t->state != L_WAITING || !aioL_cancelled(flow_of(t), t, &scope)) return;
-  if (t->ticket.ops) {
-    aioL_take_later(&t->ticket, L_CANCELLING, 0);
-  } else {
-    set_hook(t);
-    aioL_wake_later(t, who);
-  }
+  if (t->state != L_WAITING || !aioL_cancelled(flow_of(t), t, &scope)) return false;
+  if (t->ticket.ops) return aioL_take_later(&t->ticket, L_CANCELLING, 0);
+  return set_hook(t) && aio_co_schedule(&t->co, "a cancel") == 0;
 }
 
 /* It never begins. What it is told it ended with is made when somebody asks. */
@@ -171,7 +168,7 @@ void aioL_cancel_quietly(LTask *t) {
   if (t->state == L_SCHEDULED && !t->adopted && aioL_fresh(t->L))
     end_unborn(t);
   else
-    aioL_deliver(t, "a cancel");
+    aioL_deliver(t);
 }
 
 bool aioL_is_cancelled(lua_State *L) {
@@ -206,7 +203,7 @@ static void expire(void *opaque) {
   LScope *s = opaque;
   s->expired = true;
   if (s->task)
-    aioL_deliver(s->task, "aio.timeout");
+    aioL_deliver(s->task);
   else if (s->polled)
     aioL_take(s->polled, L_CANCELLING, 0);
 }
@@ -259,6 +256,10 @@ void aioL_scopes_drop(lua_State *L, LScope **scopes) {
   }
 }
 
+void aioL_scopes_pass(LScope *scopes, LTask *t) {
+  for (LScope *s = scopes; s; s = s->outer) s->task = t, s->polled = NULL;
+}
+
 void aioL_scopes_free(lua_State *L, LRuntime *rt) {
   for (LScope *s; (s = rt->spare_scopes);) {
     rt->spare_scopes = s->outer;
@@ -266,25 +267,34 @@ void aioL_scopes_free(lua_State *L, LRuntime *rt) {
   }
 }
 
-/* stack: message handler, results or error. Whatever was opened inside and left in some odd way goes too. */
-static int leave_scope(lua_State *L, int status, lua_KContext ctx) {
-  LScope *mine = (LScope *)ctx;
-  LRuntime *rt = mine->c->rt;
-  LFlow *flow = rt->task ? &rt->task->ties->flow : &rt->flow;
-  LScope **head = head_of(flow);
-  uint64_t serial = mine->serial;
-  while (*head && *head != mine) {
+/* With all that was opened inside and left in some odd way. It is not there when its context was closed, or when somebody
+ * else's coroutine.resume ran its function to the end. */
+static void drop_from(lua_State *L, LScope **head, lua_KContext serial) {
+  const LScope *mine = *head;
+  while (mine && (lua_KContext)mine->serial != serial) mine = mine->outer;
+  for (bool last = !mine; !last;) {
     LScope *inner = *head;
+    last = inner == mine;
     *head = inner->outer;
     drop_scope(L, inner);
   }
-  if (*head) *head = mine->outer, drop_scope(L, mine);
+}
+
+/* stack: message handler, results or error */
+static int leave_scope(lua_State *L, int status, lua_KContext serial) {
+  LRuntime *rt = aioL_runtime(L);
+  if (!rt->task || rt->task->ties) drop_from(L, head_of(rt->task ? &rt->task->ties->flow : &rt->flow), serial);
   if (status == LUA_OK || status == LUA_YIELD) return lua_gettop(L) - 1;
   const LCancel *e = test_value(L, -1);
-  if (!e || e->serial != serial) return lua_error(L);
+  if (!e || (lua_KContext)e->serial != serial) return lua_error(L);
   luaL_pushfail(L);
   lua_pushliteral(L, "timeout");
   return 2;
+}
+
+/* stack: message handler, function, arguments */
+static int call_in_scope(lua_State *L, lua_KContext serial) {
+  return leave_scope(L, lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, serial, leave_scope), serial);
 }
 
 /*** Calls a function under a time limit: when it is over, the function's present wait, or its next one, raises an error
@@ -307,7 +317,7 @@ static int mod_timeout(lua_State *L) {
   }
   lua_pushcfunction(L, aioL_traceback);
   lua_replace(L, 1);
-  return leave_scope(L, lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, (lua_KContext)s, leave_scope), (lua_KContext)s);
+  return call_in_scope(L, (lua_KContext)s->serial);
 }
 
 /*** Calls a function whose waits no cancel from outside of it ends: for clean-up that has to wait. The cancel is raised by
@@ -322,7 +332,7 @@ static int mod_shield(lua_State *L) {
   s->shield = true;
   lua_pushcfunction(L, aioL_traceback);
   lua_insert(L, 1);
-  return leave_scope(L, lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, (lua_KContext)s, leave_scope), (lua_KContext)s);
+  return call_in_scope(L, (lua_KContext)s->serial);
 }
 
 void aioL_open_scope(lua_State *L, LRuntime *rt, int module) {

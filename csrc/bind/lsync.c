@@ -97,19 +97,23 @@ static void release(LHold *h) {
   pass_on(l);
 }
 
-/* It was given the lock and will never know. */
+/* It was given the lock and will never know. What a task does not hold any more may have been collected. */
 static void revoke(lua_State *L, LTicket *tk) {
   UNUSED(L);
   LHold *h = tk->op;
-  if (list_linked(&h->in_lock) && h->task == tk->task) release(h);
+  LTies *ties = tk->task ? tk->task->ties : NULL;
+  bool held = !tk->task && list_linked(&h->in_lock);
+  for (AioLink *l = ties ? ties->held.next : NULL; l && l != &ties->held; l = l->next) held |= l == &h->in_task;
+  if (held) release(h);
 }
 
 static void leave(LTicket *tk) {
   LHold *h = tk->op;
+  LLock *l = h->lock;
   if (list_linked(&tk->link)) list_unlink(&tk->link);
   if (tk->at == LOCKED) return;
   give_back(h);
-  pass_on(h->lock); /* readers may have stood behind this writer */
+  pass_on(l); /* to the readers behind a writer that waits no more */
 }
 
 /* stack: task (light), lock's kind (light string) */
@@ -120,7 +124,7 @@ static int held_message(lua_State *L) {
 }
 
 void aioL_locks_drop(LContext *c, LTask *t) {
-  while (!list_empty(&t->ties->held)) {
+  while (t->ties && !list_empty(&t->ties->held)) { /* on_error may close the context */
     LHold *h = container_of(t->ties->held.next, LHold, in_task);
     const char *kind = h->lock->is_rw ? "rwlock" : "mutex";
     release(h);
@@ -306,7 +310,7 @@ static int rwlock_gc(lua_State *L) { return collect(check_rwlock(L)), 0; }
 
 typedef struct LCondition {
   AioLink queue;
-  LLock *mutex; /* of those who wait */
+  LLock *mutex; /* of those who wait; user value 1, since a waiter may be closed behind our back */
 } LCondition;
 
 /* Whatever ends the wait, the mutex comes first. */
@@ -336,7 +340,7 @@ static LCondition *check_condition(lua_State *L) { return aioL_check(L, 1, L_CON
 @function condition
 @treturn condition */
 static int mod_condition(lua_State *L) {
-  LCondition *cond = lua_newuserdatauv(L, sizeof *cond, 0);
+  LCondition *cond = lua_newuserdatauv(L, sizeof *cond, 1);
   *cond = (LCondition){.mutex = NULL};
   list_init(&cond->queue);
   return aioL_set_class(L, aioL_runtime(L), L_CONDITION), 1;
@@ -355,6 +359,8 @@ static int condition_wait(lua_State *L) {
   if (!h) return luaL_error(L, "condition:wait needs the mutex held by the caller");
   if (!list_empty(&cond->queue) && cond->mutex != m) return luaL_error(L, "others wait on this condition with another mutex");
   LTicket *tk = aioL_ticket(L, aioL_current(L), &condition_ops);
+  lua_pushvalue(L, 2);
+  lua_setiuservalue(L, 1, 1);
   cond->mutex = m;
   tk->op = cond;
   tk->at = 0;

@@ -40,18 +40,29 @@ static void refuse_c_call(lua_State *L, lua_State *where) {
   luaL_error(L, "cannot wait inside %s, which cannot be suspended: do the waiting before or after it, or spawn a task", culprit(where));
 }
 
-/* A wrapped coroutine is suspended together with all that called it. */
-static void check_callers(lua_State *L, const LWrap *w) {
-  for (; w; w = w->outer)
-    if (!lua_isyieldable(w->from)) refuse_c_call(L, w->from);
+static const LWrap *wrap_of(const LTask *t) { return t->ties ? t->ties->flow.wrap : NULL; }
+
+/* A wrapped coroutine is suspended together with all that called it: which of them cannot be; NULL: none. */
+static lua_State *unyieldable(lua_State *L, const LTask *t) {
+  if (!lua_isyieldable(L)) return L;
+  for (const LWrap *w = wrap_of(t); w; w = w->outer)
+    if (!lua_isyieldable(w->from)) return w->from;
+  return NULL;
+}
+
+/* Whether one of them is a coroutine of the script's own, which would take the suspension for a yield to itself. */
+static bool interposed(const LTask *t) {
+  for (const LWrap *w = wrap_of(t); w; w = w->outer)
+    if (w->from != (w->outer ? w->outer->co : t->L)) return true;
+  return false;
 }
 
 LTask *aioL_waiter(lua_State *L, LContext *c) {
   LRuntime *rt = c->rt;
   LTask *t = rt->task;
-  if (t && aioL_innermost(t) == L) {
-    if (!lua_isyieldable(L)) refuse_c_call(L, L);
-    if (t->L != L) check_callers(L, t->ties->flow.wrap);
+  if (t && aioL_innermost(t) == L && !interposed(t)) {
+    lua_State *who = unyieldable(L, t);
+    if (who) refuse_c_call(L, who);
     return t;
   }
   if (!t && rt->flow.wrap ? rt->flow.wrap->co == L : rt->base ? rt->base == L : rt->main == L) return NULL;
@@ -76,7 +87,8 @@ static void check_cancel(lua_State *L, LContext *c, LTask *t) {
   LScope *scope;
   if (t ? !t->cancelled && !t->ties : !rt->flow.scopes && !rt->flow.wrap) return;
   if (!aioL_cancelled(t && t->ties ? &t->ties->flow : t ? NULL : &rt->flow, t, &scope)) return;
-  if (t && t->raised >= 2 && aio_co_schedule(&t->co, "a cancelled wait") == 0) {
+  bool suspends = t && t->raised >= 2 && !interposed(t) && !unyieldable(L, t);
+  if (suspends && aio_co_schedule(&t->co, "a cancelled wait") == 0) {
     t->state = L_SCHEDULED;
     aioL_suspend(L, t, 0, raise_later);
   }
@@ -92,7 +104,7 @@ void aioL_checkpoint(lua_State *L) {
   LTask *t = rt->task;
   if (t && aioL_innermost(t) == L)
     check_cancel(L, t->c, t);
-  else if (!t && rt->flow.scopes)
+  else if (!t && (rt->flow.scopes || rt->flow.wrap))
     check_cancel(L, aioL_current(L), NULL);
 }
 
@@ -126,6 +138,11 @@ LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
 
 void aioL_ticket_drop(LTicket *tk) {
   if (!tk->c->closed) aio_timer_disarm(&tk->timer);
+  tk->ops = NULL;
+}
+
+void aioL_ticket_abandon(lua_State *L, LTicket *tk) {
+  if (tk->ops && tk->outcome == L_DONE && tk->ops->revoke) tk->ops->revoke(L, tk);
   tk->ops = NULL;
 }
 
@@ -180,40 +197,33 @@ static int resumed(lua_State *L, int status, lua_KContext ctx) {
   return results(L, tk);
 }
 
-/* [-0, +1, m] why the turns of a polling wait are over too soon; NULL: they are not */
-static const char *stuck(lua_State *L, LTicket *tk) {
-  if (aio_context_can_wake(tk->c->core) && lua_checkstack(L, 20)) return NULL;
-  return lua_pushfstring(L, "deadlock: %s waits and nothing is left that could end it", tk->ops->name);
-}
-
-/* The turns of a wait outside of tasks. */
+/* The turns of a wait outside of tasks. Nothing may raise while the ticket is in its queue. */
 static int poll_until_taken(lua_State *L, LTicket *tk) {
   LContext *c = tk->c;
   LRuntime *rt = c->rt;
-  const char *why = NULL;
-  bool errors = false;
+  const char *name = tk->ops->name;
+  bool stuck = false, errors = false;
   aioL_polls(rt, tk);
-  while (tk->outcome == L_PENDING && !why && !errors) {
+  while (tk->outcome == L_PENDING && !stuck && !errors) {
     if (c->closed)
       aioL_take_quietly(tk, L_CLOSED, 0);
-    else if (!(why = stuck(L, tk)))
+    else if (!(stuck = !aio_context_can_wake(c->core) || !lua_checkstack(L, 20)))
       aioL_turn(L, c, AIO_FOREVER);
     errors = (c->errors || c->lost) && !c->depth;
   }
   aioL_polls(rt, NULL);
-  if (!why && !errors) return results(L, tk);
-  if (tk->outcome == L_DONE && tk->ops->revoke) tk->ops->revoke(L, tk);
+  if (!stuck && !errors) return results(L, tk);
   aioL_take_quietly(tk, L_CLOSED, 0);
+  aioL_ticket_abandon(L, tk);
   aioL_ticket_drop(tk);
   if (errors) aioL_raise(L, c);
-  return luaL_error(L, "%s", why);
+  return luaL_error(L, "deadlock: %s waits and nothing is left that could end it", name);
 }
 
 int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns) {
   if (timeout_ns != AIO_FOREVER && tk->outcome == L_PENDING) {
     int rc = aio_timer_arm(&tk->timer, aioL_after(aio_timer_now(&tk->timer), timeout_ns));
-    if (rc < 0) {
-      aioL_take_quietly(tk, L_FAILED, rc);
+    if (rc < 0 && aioL_take_quietly(tk, L_FAILED, rc)) { /* else it goes on to wait for what it must have before */
       aioL_ticket_drop(tk);
       luaL_error(L, "not enough memory");
     }

@@ -20,11 +20,22 @@ static LFlow *flow_of(lua_State *L, LRuntime *rt) { return rt->task ? &aioL_ties
 
 static int go_on(lua_State *L, int status, lua_KContext ctx);
 
-static void leave(LRuntime *rt, LWrap *w) {
-  LFlow *flow = rt->task ? &rt->task->ties->flow : &rt->flow;
-  if (flow->wrap == w) flow->wrap = w->outer;
-  w->running = false;
-  w->outer = NULL;
+/* Together with those inside of it, if there are any: their caller was closed behind our back. */
+static void leave(lua_State *L, LWrap *w) {
+  if (!w->flow) {
+    w->running = false;
+    aioL_scopes_pass(w->scopes, NULL);
+  }
+  while (w->running) {
+    LWrap *in = w->flow->wrap;
+    w->flow->wrap = in->outer;
+    in->running = false;
+    in->outer = NULL;
+    if (in == w)
+      aioL_scopes_pass(in->scopes, NULL);
+    else
+      aioL_scopes_drop(L, &in->scopes);
+  }
 }
 
 static int broken(lua_State *L, LRuntime *rt, LWrap *w) {
@@ -33,12 +44,12 @@ static int broken(lua_State *L, LRuntime *rt, LWrap *w) {
     lua_pushvalue(w->co, -1);
     lua_xmove(w->co, L, 1);
     aioL_note(L, w->co);
-    lua_pop(L, 1);
   }
-  leave(rt, w);
+  leave(L, w);
   aioL_scopes_drop(L, &w->scopes);
+  if (rt->task) aioL_ticket_abandon(L, &rt->task->ticket); /* it was closed behind our back while it waited */
   aioL_reset_thread(w->co, L); /* runs its <close> variables; leaves the error, or that of one of them */
-  lua_xmove(w->co, L, 1);
+  if (lua_gettop(w->co)) lua_xmove(w->co, L, 1); /* else it was dead already */
   return lua_error(L);
 }
 
@@ -52,7 +63,7 @@ static int resume(lua_State *L, LRuntime *rt, LWrap *w, int nargs) {
     return lua_yieldk(L, 0, (lua_KContext)w, go_on);
   }
   if (status != LUA_OK && status != LUA_YIELD) return broken(L, rt, w);
-  leave(rt, w);
+  leave(L, w);
   if (!lua_checkstack(L, n + 1)) {
     lua_pop(w->co, n);
     return luaL_error(L, "too many results");
@@ -66,7 +77,8 @@ static int go_on(lua_State *L, int status, lua_KContext ctx) {
   LRuntime *rt = aioL_runtime(L);
   LTask *t = rt->task;
   UNUSED(status);
-  if (!t || !w->running || w->from != L) return lua_yieldk(L, 0, ctx, go_on); /* somebody else's coroutine.resume */
+  if (!t || !t->ties || !w->running || w->flow != &t->ties->flow || w->from != L)
+    return lua_yieldk(L, 0, ctx, go_on); /* somebody else's coroutine.resume */
   int nargs = t->ties->flow.wrap == w ? t->nargs : 0, top = lua_gettop(w->co);
   if (t->ties->flow.wrap == w) t->nargs = 0;
   return resume(L, rt, w, nargs < top ? nargs : top);
@@ -87,6 +99,7 @@ static int call(lua_State *L) {
   w->flow = L == innermost ? flow : NULL; /* NULL: the caller cannot be suspended by the loop, so nothing can wait here */
   w->outer = w->flow ? flow->wrap : NULL;
   if (w->flow) flow->wrap = w;
+  aioL_scopes_pass(w->scopes, rt->task);
   lua_xmove(L, w->co, nargs);
   return resume(L, rt, w, nargs);
 }

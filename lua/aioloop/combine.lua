@@ -55,6 +55,7 @@ function combine.race(...)
     for i = 1, n do group:spawn(runner, i, (select(i, ...))) end
     over:wait()
     group:cancel()
+    core.shield(group.wait, group) -- who has a result keeps it
   end
   return winner.index, table.unpack(winner, 1, winner.n)
 end

@@ -467,6 +467,10 @@ local function run(seed, budget, crowd)
     local fine, why = pcall(M.resume, M, t, w)
     expect(fine, "the end of a group: %s, and got %s", why, describe(got))
     if group_errors(g, got) then return end
+    if ok and w.cut then
+      expect(not got[1], "the end of a group that was cancelled returns")
+      expect_cancel(t, got[2])
+    end
     expect(got[1] == ok and got[2] == err, "a group ends with %s", describe(got))
     if not ok then error(err, 0) end
   end)

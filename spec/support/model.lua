@@ -81,7 +81,10 @@ end
 
 --- Ends a wait from outside: a deadline, a cancel. It leaves its queue.
 function Model:end_wait(w, outcome)
-  if w.kind == "group end" then return self:cancel_all(w.group) end
+  if w.kind == "group end" then
+    w.cut = true
+    return self:cancel_all(w.group)
+  end
   if w.kind == "condition" then return self:retake(w, outcome) end
   if w.mutex then return end -- a condition's, which has its outcome and waits for the mutex
   if w.queue then leave(w.queue, w) end
@@ -217,9 +220,11 @@ function Model:group_wait(t, g, ticks)
 end
 
 function Model:group_end(t, g, failing)
-  if failing or self:cancelled(t) then self:cancel_all(g) end
-  if #g.members == 0 then return at_once "done" end
-  return self:wait(t, { kind = "group end", group = g }, g.waiters)
+  local cut = #g.members > 0 and self:cancelled(t) ~= nil
+  if failing or cut then self:cancel_all(g) end
+  local w = #g.members == 0 and at_once "done" or self:wait(t, { kind = "group end", group = g }, g.waiters)
+  w.cut = cut
+  return w
 end
 
 -- ---- locks ----------------------------------------------------------------------------------------------------

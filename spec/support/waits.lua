@@ -284,7 +284,7 @@ return {
     end,
     wait = function(o) return o.group:wait() end },
 
-  after_child { name = "the end of a group", result = { n = 1, "over" }, fresh = true, late = true,
+  after_child { name = "the end of a group", result = { n = 1, "over" }, fresh = true,
     wait = function(o)
       do
         local group <close> = aio.group()
@@ -298,7 +298,7 @@ return {
     wait = function(o) return aio.from_callback(function(_, callback) o.callback = callback end, 1) end,
     free = function(o) o.callback(1, nil, 3) end },
 
-  after_child { name = "gather", result = values, fresh = true, without = { ["ready"] = true },
+  after_child { name = "gather", result = values, fresh = true,
     wait = function(o)
       return aio.gather(function() return child(o, 1) end, function() end, function() return 3, 4 end)
     end },
