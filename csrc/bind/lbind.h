@@ -322,6 +322,7 @@ struct LWrap {
   LFlow *flow;      /* while it runs */
   LScope *scopes;
   bool running, waits; /* waits: it was left by a wait and not by coroutine.yield */
+  bool failed;         /* its function has raised an error */
 };
 
 /* The state whose code runs or waits: the task's own, or that of its innermost wrapped coroutine. */

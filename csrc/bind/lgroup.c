@@ -18,6 +18,7 @@ typedef struct LGroup {
   AioLink waiters;         /* tickets */
   struct LGroup *then;     /* to be cancelled after it */
   bool cancelled, listed;  /* listed: its members are to be cancelled, or just being */
+  bool over;               /* its scope has ended */
   bool cut;                /* by a cancel of who waited for the end of the scope, or was about to */
 } LGroup;
 
@@ -120,6 +121,7 @@ static int mod_group(lua_State *L) {
 static int group_spawn(lua_State *L) {
   LGroup *g = check_group(L);
   luaL_checktype(L, 2, LUA_TFUNCTION);
+  if (g->over) return luaL_error(L, "the scope of the group has ended");
   LTask *t = aioL_spawn(L, aioL_current(L), 2, "group:spawn"); /* stack: group, handle */
   t->keep = true;
   LTies *ties = aioL_ties(L, t);
@@ -246,6 +248,7 @@ static bool close_settle(LTicket *tk, LOutcome outcome) {
 static int closed(lua_State *L, LGroup *g) {
   bool cut = g->cut;
   g->cancelled = g->cut = false;
+  g->over = true;
   bool raises = lua_isnil(L, 2) || aioL_is_cancel(L, 2);
   if (raises && take_errors(L, g)) return lua_error(L);
   while (!list_empty(&g->failed)) { /* the block's own error is on its way: these are reported when collected, now */

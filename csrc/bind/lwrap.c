@@ -38,18 +38,33 @@ static void leave(lua_State *L, LWrap *w) {
   }
 }
 
+/* stack: LWrap (light), message handler, results or error */
+static int body_over(lua_State *L, int status, lua_KContext ctx) {
+  if (status == LUA_OK || status == LUA_YIELD) return lua_gettop(L) - 2;
+  ((LWrap *)ctx)->failed = true;
+  return 1;
+}
+
+/* Under this call <close> variables may wait also when an error unwinds them. */
+static int wrap_main(lua_State *L) { /* stack: LWrap (light), function, arguments */
+  LWrap *w = lua_touserdata(L, 1);
+  int nargs = lua_gettop(L) - 2;
+  lua_pushcfunction(L, aioL_traceback);
+  lua_insert(L, 2);
+  return body_over(L, lua_pcallk(L, nargs, LUA_MULTRET, 2, (lua_KContext)w, body_over), (lua_KContext)w);
+}
+
+/* Its error, which may be one that only the thread itself could catch: it was closed behind our back, say. */
 static int broken(lua_State *L, LRuntime *rt, LWrap *w) {
   luaL_checkstack(L, 4, NULL);
-  if (lua_checkstack(w->co, 1)) {
-    lua_pushvalue(w->co, -1);
-    lua_xmove(w->co, L, 1);
-    aioL_note(L, w->co);
-  }
   leave(L, w);
   aioL_scopes_drop(L, &w->scopes);
-  if (rt->task) aioL_ticket_abandon(L, &rt->task->ticket); /* it was closed behind our back while it waited */
-  aioL_reset_thread(w->co, L); /* runs its <close> variables; leaves the error, or that of one of them */
-  if (lua_gettop(w->co)) lua_xmove(w->co, L, 1); /* else it was dead already */
+  if (!w->failed && rt->task) aioL_ticket_abandon(L, &rt->task->ticket);
+  if (!w->failed) aioL_reset_thread(w->co, L); /* leaves the error */
+  if (lua_gettop(w->co)) /* else it was dead already */
+    lua_xmove(w->co, L, 1);
+  else
+    lua_pushliteral(L, "the generator was closed");
   return lua_error(L);
 }
 
@@ -62,7 +77,7 @@ static int resume(lua_State *L, LRuntime *rt, LWrap *w, int nargs) {
     if (w->outer) w->outer->waits = true;
     return lua_yieldk(L, 0, (lua_KContext)w, go_on);
   }
-  if (status != LUA_OK && status != LUA_YIELD) return broken(L, rt, w);
+  if ((status != LUA_OK && status != LUA_YIELD) || w->failed) return broken(L, rt, w);
   leave(L, w);
   if (!lua_checkstack(L, n + 1)) {
     lua_pop(w->co, n);
@@ -101,6 +116,7 @@ static int call(lua_State *L) {
   if (w->flow) flow->wrap = w;
   aioL_scopes_pass(w->scopes, rt->task);
   lua_xmove(L, w->co, nargs);
+  if (aioL_fresh(w->co)) nargs += 2; /* LWrap and function, which are there */
   return resume(L, rt, w, nargs);
 }
 
@@ -129,6 +145,8 @@ static int mod_wrap(lua_State *L) {
   *w = (LWrap){.co = lua_newthread(L)};
   lua_setiuservalue(L, -2, 1);
   aioL_set_class(L, aioL_runtime(L), L_WRAP);
+  lua_pushcfunction(w->co, wrap_main);
+  lua_pushlightuserdata(w->co, w);
   lua_pushvalue(L, 1);
   lua_xmove(L, w->co, 1);
   lua_pushcclosure(L, call, 3);

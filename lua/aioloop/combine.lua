@@ -57,6 +57,7 @@ function combine.race(...)
     group:cancel()
     core.shield(group.wait, group) -- who has a result keeps it
   end
+  if not winner then error("race: the first function to end was cancelled by itself", 2) end
   return winner.index, table.unpack(winner, 1, winner.n)
 end
 
@@ -104,7 +105,8 @@ function combine.from_callback(fn, ...)
     called:set()
   end
   fn(table.unpack(args, 1, args.n + 1))
-  called:wait()
+  local ok, why = called:wait()
+  if not ok then return nil, why end -- the context was closed
   return table.unpack(results, 1, results.n)
 end
 
