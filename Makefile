@@ -5,7 +5,7 @@
 #   make demo       set up, build, run the demo   make bench     measure
 #   make install    PREFIX=/usr/local DESTDIR=    make clean
 #   make check-c    the core's C tests alone      make check-lua the specs alone
-#   make asan, tsan, valgrind, lint               what .ci/run checks besides
+#   make asan, tsan, valgrind, gc, torture, lint  what .ci/run checks besides
 #
 # CC=clang, CFLAGS=…, WERROR=1, SAN=-fsanitize=… and BUILD=folder vary the build; each variant wants its own BUILD.
 
@@ -38,7 +38,7 @@ export LUA_PATH  = $(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;
 export LUA_CPATH = $(CURDIR)/$(BUILD)/?.so;;
 
 .DELETE_ON_ERROR:
-.PHONY: all doc deps demo test check check-c check-lua bench asan tsan valgrind lint luacheck cppcheck install clean
+.PHONY: all doc deps demo test check check-c check-lua bench asan tsan valgrind gc torture lint luacheck cppcheck install clean
 
 all: $(module)
 
@@ -119,6 +119,24 @@ tsan:
 valgrind:
 	@RUN="valgrind -q --leak-check=full --errors-for-leak-kinds=definite --keep-debuginfo=yes --error-exitcode=9" \
 	BUSTED="--exclude-tags=slow" $(MAKE) --no-print-directory check-lua
+
+# The specs of what waits, with the collector at work at every step.
+waits = matrix cancel scope group wrap sync queue random
+gc: $(module) $(spec_helpers)
+	@for mode in generational incremental; do \
+	  echo "$$mode:"; \
+	  GC_MODE=$$mode lua5.4 /usr/bin/busted --ignore-lua --cpath="$(BUILD)/?.so" --helper=spec/support/collect.lua \
+	    -o utfTerminal $(waits:%=spec/bind/%_spec.lua) || exit 1; \
+	done
+
+# A host in which every allocation fails once, and then all from there on.
+$(BUILD)/torture: spec/torture/host.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) $(warnings) $(lua_cflags) -o $@ $< -Wl,-E -llua5.4
+
+torture: $(module) $(BUILD)/torture
+	$(BUILD)/torture spec/torture/life.lua pair
+	$(BUILD)/torture spec/torture/life.lua persist
 
 lint: luacheck cppcheck
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * A Lua host without memory: runs a scenario again and again, and each time another allocation fails.
  *
- * Way      host SCRIPT MODE -> for N = 1, 2, 3 ... a child: a fresh state, the script; its function `scenario` with the Nth
+ * Way      host SCRIPT MODE -> for N = 1, 2, 3 ... a child: a fresh state, the script; of the table that it
+ *          returns `scenario` with the Nth
  *          growing allocation failing -> then memory is there again, and `usable` must be true -> lua_close
  * Keep     MODE pair: the Nth and the next attempt fail (Lua tries again after a collection); persist: all from the Nth
  *          on. A child ends with 0, or 77 when nothing was left to fail. What it had allocated is freed. */
@@ -45,9 +46,8 @@ static int child(const char *script, long n) {
   fail_at = n;
   luaL_openlibs(L);
   if (luaL_dofile(L, script) != LUA_OK) return fprintf(stderr, "%s\n", lua_tostring(L, -1)), 1;
-  lua_getglobal(L, "scenario");
-  lua_getglobal(L, "usable");
-  lua_pushvalue(L, -2);
+  lua_getfield(L, 1, "usable");
+  lua_getfield(L, 1, "scenario");
   armed = true;
   lua_pcall(L, 0, 0, 0);
   armed = false;

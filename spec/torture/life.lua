@@ -53,7 +53,7 @@ local function tasks()
   generator()
   cancelled:cancel("reason")
   cancelled:join()
-  aio.gather(ev.wait and function() return ev:wait() end, function() return 1 end)
+  aio.gather(function() return ev:wait() end, function() return 1 end)
   aio.race(function() aio.sleep(0) end, function() aio.suspend() end)
   aio.map({ 1, 2, 3 }, function(x) return x end, 2)
   aio.shield(aio.sleep, 0)
@@ -65,7 +65,9 @@ local function tasks()
   group:wait()
 end
 
-function scenario()
+local life = {}
+
+function life.scenario()
   local ok, ctx = try(aio.context, { name = "tortured" })
   if not ok or not ctx then return end
   local _ <close> = ctx
@@ -76,7 +78,7 @@ function scenario()
   try(ctx.run, ctx, tasks)
 end
 
-function usable()
+function life.usable()
   collectgarbage()
   local ctx <close> = aio.context()
   local log = {}
@@ -90,3 +92,5 @@ function usable()
   end)
   return #log == 2 and #ctx:tasks() == 0
 end
+
+return life
