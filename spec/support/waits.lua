@@ -168,7 +168,8 @@ return {
   after_child { name = "task:join", new = new_child, result = { n = 4, true, 1, nil, 3 }, shared = true,
     wait = function(o) return o.child:join() end },
 
-  after_child { name = "task:join with a time limit", new = new_child, result = { n = 4, true, 1, nil, 3 }, shared = true,
+  after_child { name = "task:join with a time limit", new = new_child, shared = true,
+    result = { n = 4, true, 1, nil, 3 },
     wait = function(o) return o.child:join(10 ^ 6) end },
 
   after_child { name = "await", new = new_child, result = values, shared = true,

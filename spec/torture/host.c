@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * A Lua host without memory: runs a scenario again and again, and each time another allocation fails.
  *
- * Way      host SCRIPT MODE -> for N = 1, 2, 3 ... a child: a fresh state, the script; of the table that it
- *          returns `scenario` with the Nth
- *          growing allocation failing -> then memory is there again, and `usable` must be true -> lua_close
+ * Way      host SCRIPT MODE -> for N = 1, 2, 3 ... a child: a fresh state; the script, which returns a table; its function
+ *          `scenario` with the Nth growing allocation failing -> memory is there again, `usable` must return true
+ *          -> lua_close
  * Keep     MODE pair: the Nth and the next attempt fail (Lua tries again after a collection); persist: all from the Nth
  *          on. A child ends with 0, or 77 when nothing was left to fail. What it had allocated is freed. */
 #include <lauxlib.h>
