@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
--- Every sample of the README runs, and the file for editors names what there is, no more and no less.
+-- Every sample of the README and the cookbook runs; the files for editors name what there is, no more and no less.
 
 local aio = require "aioloop"
 
@@ -21,42 +21,71 @@ local function run(source)
   return output, ok
 end
 
-describe("README", function()
-  local n = 0
-  for sample in read("README.md"):gmatch("```lua\n(.-)```") do
+-- Each sample of a page is a script by itself, and goes by the heading above it. Returns how many there are.
+local function samples_run(page)
+  local n, heading = 0, nil
+  for before, sample in read(page):gmatch("(.-)```lua\n(.-)```") do
+    heading = before:match(".*\n#+ ([^\n]*)") or before:match("^# ([^\n]*)") or heading
     n = n + 1
-    it("sample " .. n .. " runs", function()
+    it(("sample %d runs: %s"):format(n, heading), function()
       local output, ok = run(sample)
       assert.is_true(ok, output)
     end)
   end
+  return n
+end
+
+describe("README", function()
+  local n = samples_run("README.md")
 
   it("has samples", function()
     assert.is_true(n >= 5)
   end)
 
   it("names files that are there", function()
-    for path in read("README.md"):gmatch("`(csrc/[%w_/]+%.[ch])`") do
-      read(path)
+    local there = {}
+    local list <close> = assert(io.popen("find csrc lua spec doc examples -name '*.*'"))
+    for path in list:lines() do there[path:match("[^/]+$")] = true end
+    local named = 0
+    for name in read("README.md"):gmatch("`[%w_/]-([%w_]+%.%a+)`") do
+      if name:find("%.[ch]$") or name:find("%.lua$") or name:find("%.md$") then
+        assert.is_true(there[name], name .. " is not there")
+        named = named + 1
+      end
     end
+    assert.is_true(named >= 30)
   end)
 end)
 
-describe("doc/meta/aioloop.lua", function()
+describe("doc/cookbook.md", function()
+  local n = samples_run("doc/cookbook.md")
+
+  it("has samples", function()
+    assert.is_true(n >= 10)
+  end)
+end)
+
+-- The functions that a file for editors describes, as "class.name".
+local function described_in(page)
   local described = {}
-  for class, name in read("doc/meta/aioloop.lua"):gmatch("\nfunction (%w+)[.:]([%w_]+)") do
+  for class, name in read(page):gmatch("\nfunction (%w+)[.:]([%w_]+)") do
     described[class .. "." .. name] = true
   end
+  return described
+end
 
-  -- Marks what is there as seen; fails for what nobody described.
-  local function seen(class, object)
-    for name in pairs(object) do
-      if not name:find("^__") and name ~= "version" and name ~= "clock" then
-        assert.is_true(described[class .. "." .. name], class .. "." .. name .. " is not described")
-        described[class .. "." .. name] = nil
-      end
+-- Takes off the list what is there; fails for what nobody described.
+local function seen(described, class, object)
+  for name in pairs(object) do
+    if not name:find("^__") and name ~= "version" and name ~= "clock" then
+      assert.is_true(described[class .. "." .. name], class .. "." .. name .. " is not described")
+      described[class .. "." .. name] = nil
     end
   end
+end
+
+describe("doc/meta/aioloop.lua", function()
+  local described = described_in("doc/meta/aioloop.lua")
 
   it("describes every function and method, and no other", function()
     local ctx <close> = aio.context()
@@ -77,11 +106,19 @@ describe("doc/meta/aioloop.lua", function()
       event = aio.event(),
       queue = aio.queue(),
     }
-    seen("aio", aio)
+    seen(described, "aio", aio)
     for class, object in pairs(objects) do
-      seen(class, getmetatable(object).__index)
+      seen(described, class, getmetatable(object).__index)
     end
     assert.is_nil(next(described))
     pipe:close()
+  end)
+end)
+
+describe("doc/meta/aioloop/testing.lua", function()
+  it("describes every function, and no other", function()
+    local described = described_in("doc/meta/aioloop/testing.lua")
+    seen(described, "testing", require "aioloop.testing")
+    assert.is_nil(next(described))
   end)
 end)

@@ -38,7 +38,10 @@ void aioL_context_unref(lua_State *L, LContext *c) {
 static void add_spare(lua_State *L, LRuntime *rt) { /* [-0, +0, m] */
   LContext *c = lua_newuserdatauv(L, sizeof *c, 0);
   *c = (LContext){.life = 0};
-  luaL_ref(L, LUA_REGISTRYINDEX); /* for ever: see LContext */
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->contexts);
+  lua_insert(L, -2);
+  luaL_ref(L, -2); /* for ever: see LContext */
+  lua_pop(L, 1);
   c->next_spare = rt->spare;
   c->next_made = rt->made;
   rt->spare = rt->made = c;

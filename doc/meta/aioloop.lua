@@ -10,6 +10,7 @@ error("not a module: for editors only")
 ---@field poll_grow? number
 ---@field poll_shrink? number
 ---@field clock? "monotonic"|"realtime"|"boottime"|"virtual"
+---@field shuffle? number
 
 ---@class aioloop.context
 local context = {}
