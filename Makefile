@@ -73,7 +73,7 @@ $(BUILD)/test/%: spec/core/%.c $(core_objects)
 # What the specs need from C and the module has no reason to offer: raw fds, sources of GLib's own.
 $(spec_helpers): $(BUILD)/%.so: spec/support/%.c
 	@mkdir -p $(@D)
-	$(compile) -MF $@.d $(lua_cflags) $(glib_cflags) $(LIBFLAG) -o $@ $< -Wl,--as-needed $(glib_libs)
+	$(compile) -MF $@.d -Icsrc $(lua_cflags) $(glib_cflags) $(LIBFLAG) -o $@ $< -Wl,--as-needed $(glib_libs)
 
 check: $(module) $(c_tests) $(spec_helpers)
 	@sh spec/run.sh $(BUILD) c lua
@@ -118,7 +118,7 @@ tsan:
 
 valgrind:
 	@RUN="valgrind -q --leak-check=full --errors-for-leak-kinds=definite --keep-debuginfo=yes --error-exitcode=9" \
-	BUSTED="--exclude-tags=slow" $(MAKE) --no-print-directory check-lua
+	SPEC_SECONDS=280 BUSTED="--exclude-tags=slow" $(MAKE) --no-print-directory check-lua
 
 # The specs of what waits, with the collector at work at every step.
 waits = matrix cancel scope group wrap sync queue random

@@ -220,6 +220,65 @@ typedef struct AioSignal {
 int aio_signal_open(AioSignal *s, AioContext *ctx, int signo, AioFn *fn, void *opaque);
 void aio_signal_close(AioSignal *s); /* twice is fine, also after its context was closed */
 
+/* ---- the thread pool --------------------------------------------------------------------------------------- */
+
+enum { AIO_JOB_OVER, AIO_JOB_QUEUED, AIO_JOB_RUNNING, AIO_JOB_FINISHED };
+
+typedef struct AioJob {
+  AioLink link;     /* the pool's */
+  AioContext *ctx;
+  AioFn *run, *done;
+  void *opaque;
+  int result;       /* in done: 0, or -ECANCELED: it did not run */
+  int state;        /* the pool's */
+} AioJob;
+
+typedef struct AioPoolStats {
+  int threads, idle, min, max;
+  uint32_t queued, jobs; /* jobs: whose done has not been called */
+} AioPoolStats;
+
+/* Calls run(opaque) in a thread of the context's pool, then done(opaque) in a turn of the context, once. The job is the
+ * caller's memory, and must stay until then, or until the context is closed, which waits for those that run and calls no
+ * more done. 0, -ENOMEM, -EAGAIN when no thread can be had, -ESHUTDOWN. */
+int aio_pool_submit(AioContext *ctx, AioJob *job, AioFn *run, AioFn *done, void *opaque);
+/* Takes back a job that no thread has begun: done is then called with result -ECANCELED. false: too late. */
+bool aio_pool_cancel(AioJob *job);
+/* min threads (0) stay when there is nothing to do, at most max (64) run. -EINVAL unless 0 <= min <= max and max > 0. */
+int aio_pool_set_threads(AioContext *ctx, int min, int max);
+void aio_pool_stats(AioContext *ctx, AioPoolStats *out);
+/* Within run: what this worker keeps from one job to the next; free_local(local) is called when the thread ends. */
+void *aio_pool_local(void);
+void aio_pool_set_local(void *local, AioFn *free_local);
+
+/* ---- names to addresses ------------------------------------------------------------------------------------ */
+
+enum { AIO_ANY_FAMILY, AIO_INET, AIO_INET6 };
+
+typedef struct AioResolve {
+  AioJob job;
+  const char *host, *service; /* the caller's, until done; NULL: none */
+  int family;                 /* AIO_ANY_FAMILY, AIO_INET, AIO_INET6 */
+  bool stream, dgram, passive;
+  bool numeric;               /* resolve.c */
+  int error, system_errno;    /* of getaddrinfo */
+  void *list;
+} AioResolve;
+
+typedef struct AioAddress {
+  int family, port;
+  const char *socktype; /* "stream", "dgram", "raw" */
+  char addr[64];        /* with the interface of a link-local one */
+} AioAddress;
+
+/* Asks getaddrinfo. 1: answered at once, for host and service are numbers; 0: done(r) will be called in a turn of the
+ * context, with r->job.result; or what aio_pool_submit says. Afterwards r->error is 0, or tells why there is no answer. */
+int aio_resolve(AioContext *ctx, AioResolve *r, AioFn *done);
+/* Walks the answer: *at is NULL at first. false: no more. */
+bool aio_resolve_next(const AioResolve *r, const void **at, AioAddress *out);
+const char *aio_resolve_error(const AioResolve *r);
+void aio_resolve_free(AioResolve *r);
+
 /* ---- GSource ----------------------------------------------------------------------------------------------- */
 
 /* The loop as a GSource on the given GMainContext (NULL: the default one). GLib is loaded at the first call.

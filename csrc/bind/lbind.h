@@ -84,6 +84,7 @@ struct LContext {
   unsigned errors;    /* collected in the side table and not raised yet */
   bool closed, stopping;
   bool lost;          /* an error that could not be collected, for want of memory or of C stack, is in the side table */
+  AioLink flights;    /* lpool.c: jobs in flight, and those whose results nobody has fetched */
   LTask *failed;      /* ended with an error in this turn, to be reported at its end (lco.c) */
   AioClock clock;     /* of sleeps, timeouts and timers that name none */
   LSlot *slots;       /* [0] is unused */
@@ -287,6 +288,31 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise); /* [-0, +n, e] true, 
 void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
 void aioL_report_unjoined(LContext *c);              /* at the end of a turn */
 
+/* ---- lpool.c: what a thread of the pool does for a waiter; lparcel.c: values on their way to another state ---- */
+
+typedef struct LFlight {
+  AioLink link;  /* in c->flights */
+  LContext *c;
+  LTicket *tk;   /* its op is the flight; NULL: nobody waits any more */
+  AioJob *job;
+  void (*free)(struct LFlight *f);
+  bool over;     /* done has been called */
+} LFlight;
+
+void aioL_flight_begin(LFlight *f, LContext *c, AioJob *job, void (*free)(LFlight *f));
+void aioL_flight_wait(LFlight *f, LTicket *tk);     /* the job has been submitted */
+void aioL_flight_done(LFlight *f);
+void aioL_flight_end(LFlight *f);                   /* its results have been fetched, or it was not submitted */
+void aioL_flight_leave(LTicket *tk);                /* for LWaitOps */
+void aioL_flight_revoke(lua_State *L, LTicket *tk);
+
+typedef struct LParcel LParcel;
+LParcel *aioL_parcel_pack(lua_State *L, int first); /* [-n, +0, e] from `first` up; raises the path of what cannot be copied */
+/* [-n, +0, -] the same where nothing may be raised; *ok is false if the parcel holds the message instead; NULL: no memory */
+LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, bool *ok);
+int aioL_parcel_unpack(lua_State *L, LParcel *p);   /* [-0, +n, m] */
+void aioL_parcel_free(LParcel *p);                  /* any thread; NULL is fine */
+
 /* ---- lscope.c: cancelling, and scopes ---- */
 
 struct LScope {
@@ -366,6 +392,8 @@ void aioL_open_queue(lua_State *L, LRuntime *rt, int module);
 void aioL_open_sync(lua_State *L, LRuntime *rt, int module);
 void aioL_open_group(lua_State *L, LRuntime *rt, int module);
 void aioL_open_source(lua_State *L, LRuntime *rt, int module);
+void aioL_open_pool(lua_State *L, LRuntime *rt, int module);
+void aioL_open_resolve(lua_State *L, LRuntime *rt, int module);
 void aioL_open_signal(lua_State *L, LRuntime *rt, int module);
 void aioL_open_wait(lua_State *L, LRuntime *rt, int module);
 /* Adds functions that know the runtime to the table on top of the stack. */
@@ -379,6 +407,8 @@ int aioL_ctx_watch(lua_State *L);
 int aioL_ctx_spawn(lua_State *L);
 int aioL_ctx_tasks(lua_State *L);
 int aioL_ctx_signal(lua_State *L);
+int aioL_ctx_set_threads(lua_State *L);
+void aioL_flights_drop(LContext *c);               /* the pool is closed */
 int aioL_ctx_co_schedule(lua_State *L);
 int aioL_ctx_attach(lua_State *L);
 int aioL_ctx_detach(lua_State *L);

@@ -176,6 +176,7 @@ static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioCl
   *c = (LContext){.core = core, .rt = rt, .id = rt->last_id, .refs = 1, .life = c->life, .next_made = c->next_made};
   c->clock = clock;
   c->glib = LUA_NOREF;
+  list_init(&c->flights);
   aio_context_set_home(c->core);
   aio_context_set_around(c->core, aioL_around, c);
   box->c = c;
@@ -217,6 +218,7 @@ static void close_context(lua_State *L, LContext *c) {
   c->closed = true;
   aioL_tasks_drop(L, c);
   aio_context_close(c->core);
+  aioL_flights_drop(c);
   aioL_oneshots_drop(L, c);
   aioL_glib_drop(L, c);
   c->live = 0;
@@ -381,6 +383,7 @@ static int mod_type(lua_State *L) {
 void aioL_open_context(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"close", ctx_close}, {"set_polling", ctx_set_polling},
     {"schedule", aioL_ctx_schedule}, {"bh", aioL_ctx_bh}, {"timer", aioL_ctx_timer}, {"watch", aioL_ctx_watch}, {"signal", aioL_ctx_signal},
+    {"set_threads", aioL_ctx_set_threads},
     {"spawn", aioL_ctx_spawn}, {"tasks", aioL_ctx_tasks}, {"co_schedule", aioL_ctx_co_schedule}, {"attach", aioL_ctx_attach},
     {"detach", aioL_ctx_detach}, {"source", aioL_ctx_source}, {"__gc", ctx_gc}, {"__close", ctx_close},
     {"__tostring", ctx_tostring}, {NULL, NULL}};

@@ -245,6 +245,8 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_timer(L, rt, 1);
   aioL_open_watch(L, rt, 1);
   aioL_open_signal(L, rt, 1);
+  aioL_open_pool(L, rt, 1);
+  aioL_open_resolve(L, rt, 1);
   aioL_open_co(L, rt, 1);
   aioL_open_wake(L, rt, 1);
   aioL_open_task(L, rt, 1);

@@ -86,8 +86,10 @@ no_lock:
 
 void aio_context_close(AioContext *ctx) {
   if (atomic_exchange(&ctx->closed, true)) return;
+  aio__pool_stop(ctx);
   aio__co_drop(ctx);
   aio__bhs_drop(ctx);
+  aio__pool_free(ctx);
   aio__fds_drop(ctx);
   aio__timers_drop(ctx);
   aio__vclock_leave(ctx);
@@ -176,7 +178,8 @@ bool aio_context_busy(AioContext *ctx) { return aio__bhs_pending(ctx) || !list_e
 
 bool aio_context_can_wake(const AioContext *ctx) {
   return !list_empty(&ctx->ready) || !list_empty(&ctx->idle) || !list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready) ||
-         atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches || ctx->ntimers;
+         atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches || ctx->ntimers ||
+         aio__pool_jobs(ctx);
 }
 
 int64_t aio__plan(AioContext *ctx) {

@@ -56,6 +56,7 @@ typedef struct AioHeap {
 } AioHeap;
 
 typedef struct AioSource AioSource;
+typedef struct AioPool AioPool;
 
 struct AioContext {
   atomic_uint refs;              /* any */
@@ -112,6 +113,7 @@ struct AioContext {
   _Atomic(int64_t) poll_ns;      /* home writes */
 
   AioSource *source;             /* source.c */
+  AioPool *pool;                 /* pool.c */
   AioAroundFn *around;           /* home */
   void *around_opaque;
 
@@ -176,6 +178,11 @@ bool aio__dispatch(AioContext *ctx);
 void aio__around(AioContext *ctx, AioFn *turn); /* turn(ctx), in the user's world */
 void aio__shuffle(AioContext *ctx, AioLink *list); /* if the context is to; for tests */
 bool aio__work_seen(AioContext *ctx);    /* memory alone: is there a reason not to sleep? */
+
+/* pool.c */
+uint32_t aio__pool_jobs(const AioContext *ctx); /* whose done has not been called */
+void aio__pool_stop(AioContext *ctx);           /* waits for those that run */
+void aio__pool_free(AioContext *ctx);
 
 /* source.c */
 void aio__source_drop(AioContext *ctx);

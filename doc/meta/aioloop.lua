@@ -66,6 +66,10 @@ function context:watch(fd, callbacks) end
 function context:spawn(fn, ...) end
 ---@return aioloop.task[]
 function context:tasks() end
+---@param min integer
+---@param max integer
+---@return true? ok, string? message, integer? errno
+function context:set_threads(min, max) end
 ---@param signo integer|string
 ---@param fn function
 ---@param ... any
@@ -372,5 +376,14 @@ function aio.wait_signal(signo, timeout) end
 ---@param file? file*
 ---@return aioloop.signal? signal, string? message, integer? errno
 function aio.dump_on(signo, file) end
+---@param fn function
+---@param ... any
+---@return any ...
+function aio.work(fn, ...) end
+---@param host? string
+---@param service? string|integer
+---@param options? {family?: "inet"|"inet6", socktype?: "stream"|"dgram", passive?: boolean}
+---@return {family: string, addr: string, port: integer, socktype: string}[]? list, string? message, integer? code
+function aio.getaddrinfo(host, service, options) end
 
 return aio

@@ -21,10 +21,10 @@ describe("whatever it is given, it comes back:", function()
       ["aio."] = "context default current run stop now now_ns time type spawn await sleep sleep_until yield"
         .. " self suspend wake enter wait_readable wait_writable timeout shield is_cancelled group gather race map"
         .. " from_callback wrap mutex rwlock condition semaphore event queue tasks dump dump_on"
-        .. " wait_signal",
+        .. " wait_signal work getaddrinfo",
       ["glib."] = "iterate",
       ["context:"] = "poll run stop notify close acquire release stats pollfd events timeout set_polling"
-        .. " on_error attach detach source schedule bh timer watch spawn tasks signal co_schedule",
+        .. " on_error attach detach source schedule bh timer watch spawn tasks signal set_threads co_schedule",
       ["bh:"] = "schedule schedule_idle cancel scheduled close ref unref",
       ["timer:"] = "arm arm_at disarm armed remaining missed close ref unref",
       ["watch:"] = "set close ref unref",

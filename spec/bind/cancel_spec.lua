@@ -395,7 +395,7 @@ describe("cancel", function()
       assert.equal(7, ctx:run(function() return 7 end))
     end)
 
-    it("with 10,000 timers and waits of one kind leaves nothing", function()
+    it("with 10,000 timers and waits of one kind leaves nothing #slow", function()
       local ctx, tasks = d.context(), {}
       local q, before = aio.queue(), ctx:stats()
       for i = 1, 10000 do
@@ -415,7 +415,7 @@ describe("cancel", function()
     end)
   end)
 
-  it("of a chain of 100,000 tasks that join each other is neither nested nor quadratic", function()
+  it("of a chain of 100,000 tasks that join each other is neither nested nor quadratic #slow", function()
     local function chain(n)
       local ctx <close> = aio.context()
       local task, last
@@ -441,7 +441,7 @@ describe("cancel", function()
     assert.is_true(many < 40 * few + 0.5, ("%g s for 10,000, %g s for 100,000"):format(few, many))
   end)
 
-  it("of 100,000 waiting tasks in one go", function()
+  it("of 100,000 waiting tasks in one go #slow", function()
     local ctx <close> = aio.context()
     local n, event, tasks = 100000, aio.event(), {}
     for i = 1, n do tasks[i] = ctx:spawn(event.wait, event) end

@@ -500,7 +500,7 @@ describe("group", function()
       assert.equal(err, reported[1])
     end)
 
-    it("of 10,000 tasks", function()
+    it("of 10,000 tasks #slow", function()
       local ctx, n, ran = d.context(), 10000, 0
       in_task(d, ctx, function()
         local group <close> = aio.group()
@@ -520,7 +520,7 @@ describe("group", function()
       is_quiet(ctx)
     end)
 
-    it("of 10,000 tasks one of which fails", function()
+    it("of 10,000 tasks one of which fails #slow", function()
       local ctx, err = d.context(), {}
       in_task(d, ctx, function()
         local ok, got = pcall(function()

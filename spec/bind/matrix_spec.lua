@@ -335,7 +335,7 @@ local function collect(weak)
   return next(weak)
 end
 
-describe("a wait that is cancelled or timed out", function()
+describe("a wait that is cancelled or timed out #slow", function()
   local columns = {}
   for _, kind in ipairs { "cancel", "timeout" } do
     for _, phase in ipairs(phases) do columns[#columns + 1] = kind .. " " .. phase end

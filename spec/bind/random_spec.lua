@@ -628,7 +628,7 @@ local function run(seed, budget, crowd)
   return counts
 end
 
-describe("random operations", function()
+describe("random operations #slow", function()
   after_each(drivers.cleanup)
 
   local seed = math.tointeger(tonumber(os.getenv "RANDOM_SEED")) or os.time()

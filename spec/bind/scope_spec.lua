@@ -51,7 +51,7 @@ describe("timeout", function()
       is_quiet(ctx)
     end)
 
-    it("passes 100,000 values", function()
+    it("passes 100,000 values #slow", function()
       local ctx = d.context()
       local values = table.move({ "first" }, 1, 1, 1, { n = 100000 })
       values[100000] = "last"

@@ -206,11 +206,20 @@ end
 
 function Model:group() return { members = {}, failed = {}, waiters = {} } end -- luacheck: no self
 
+-- A group inside of another is cancelled after it: its owner's turn comes when all beside the owner have been told.
 function Model:cancel_all(g)
   g.cancelled = true
-  for _, t in ipairs { table.unpack(g.members) } do
-    if not t.state then self:cancel_quietly(t) end
+  if self.cancelling then
+    self.cancelling[#self.cancelling + 1] = g
+    return
   end
+  self.cancelling = { g }
+  for _, group in ipairs(self.cancelling) do -- which grows
+    for _, t in ipairs { table.unpack(group.members) } do
+      if not t.state then self:cancel_quietly(t) end
+    end
+  end
+  self.cancelling = nil
 end
 
 function Model:group_wait(t, g, ticks)

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: MIT
+ * The thread pool: jobs that may block, run by threads that come when they are needed and go when they are not.
+ *
+ * Way      aio_pool_submit -> `queued` -> a worker -> run -> `finished` -> the pool's BH -> done
+ * Threads  submit, cancel, set_threads, close: home. run: a worker. done: home, in a turn, never inside submit.
+ * Owner    the job is the caller's memory until done has been called, or its context was closed. Workers are joined by
+ *          the home thread: those that have left by the next one that calls, all of them by close.
+ * Keep     jobs start in the order of submission, and done is called once for each, in the order in which they finished.
+ *          One that is queued can be cancelled, one that runs runs to its end. Everything below `lock` belongs to who
+ *          holds it; `home_*` belongs to the home thread. */
+#include <errno.h>
+#include <signal.h>
+#include <time.h>
+
+#include "internal.h"
+
+enum { MAX_THREADS = 64, IDLE_SECONDS = 10 };
+
+typedef struct Worker {
+  AioLink link; /* in `left` */
+  pthread_t thread;
+  struct AioPool *pool;
+  void *local;  /* aio_pool_set_local */
+  AioFn *free_local;
+} Worker;
+
+static _Thread_local Worker *this_worker;
+
+struct AioPool {
+  AioContext *ctx;
+  AioBH bh;
+  AioLink home_done; /* finished jobs whose done is still to be called */
+  uint32_t home_jobs;
+  pthread_mutex_t lock;
+  pthread_cond_t work, gone;
+  AioLink queued, finished; /* jobs */
+  AioLink left;             /* workers to be joined */
+  uint32_t nqueued;
+  int threads, idle, min, max;
+  bool stopping;
+};
+
+static AioJob *job_at(AioLink *l) { return container_of(l, AioJob, link); }
+
+static void move_all(AioLink *from, AioLink *to) {
+  while (!list_empty(from)) {
+    AioLink *l = from->next;
+    list_unlink(l);
+    list_append(to, l);
+  }
+}
+
+/* ---- workers ---- */
+
+/* false: there has been nothing to do for a while, or there are too many of us. */
+static bool wait_for_work(AioPool *p) {
+  struct timespec until;
+  clock_gettime(CLOCK_MONOTONIC, &until);
+  until.tv_sec += IDLE_SECONDS;
+  while (list_empty(&p->queued) && !p->stopping) {
+    if (p->threads > p->max) return false;
+    p->idle++;
+    int rc = pthread_cond_timedwait(&p->work, &p->lock, &until);
+    p->idle--;
+    if (rc == ETIMEDOUT && list_empty(&p->queued)) {
+      if (p->threads > p->min) return false;
+      until.tv_sec += IDLE_SECONDS;
+    }
+  }
+  return !p->stopping && p->threads <= p->max;
+}
+
+static void finish(AioPool *p, AioJob *job) {
+  bool first = list_empty(&p->finished);
+  list_append(&p->finished, &job->link);
+  if (!first) return; /* the BH is on its way */
+  pthread_mutex_unlock(&p->lock);
+  aio_bh_schedule(&p->bh);
+  pthread_mutex_lock(&p->lock);
+}
+
+static void *work(void *opaque) {
+  Worker *w = opaque;
+  AioPool *p = w->pool;
+  this_worker = w;
+  pthread_mutex_lock(&p->lock);
+  while (wait_for_work(p)) {
+    AioJob *job = job_at(p->queued.next);
+    list_unlink(&job->link);
+    p->nqueued--;
+    job->state = AIO_JOB_RUNNING;
+    pthread_mutex_unlock(&p->lock);
+    job->run(job->opaque);
+    pthread_mutex_lock(&p->lock);
+    job->state = AIO_JOB_FINISHED;
+    finish(p, job);
+  }
+  if (w->local) {
+    pthread_mutex_unlock(&p->lock);
+    w->free_local(w->local);
+    pthread_mutex_lock(&p->lock);
+  }
+  list_append(&p->left, &w->link);
+  p->threads--;
+  pthread_cond_signal(&p->gone);
+  pthread_mutex_unlock(&p->lock);
+  return NULL;
+}
+
+void *aio_pool_local(void) { return this_worker->local; }
+
+void aio_pool_set_local(void *local, AioFn *free_local) {
+  this_worker->local = local;
+  this_worker->free_local = free_local;
+}
+
+/* Holding the lock. Signals are for the threads that were there before. */
+static int start_worker(AioPool *p) {
+  sigset_t all, before;
+  Worker *w = aio__realloc(NULL, sizeof *w);
+  if (!w) return -ENOMEM;
+  *w = (Worker){.pool = p};
+  p->threads++;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int rc = pthread_create(&w->thread, NULL, work, w);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (rc == 0) return 0;
+  p->threads--;
+  aio__realloc(w, 0);
+  return -rc;
+}
+
+/* Those that have left need only a moment more. */
+static void join_left(AioPool *p) {
+  AioLink gone;
+  list_init(&gone);
+  pthread_mutex_lock(&p->lock);
+  move_all(&p->left, &gone);
+  pthread_mutex_unlock(&p->lock);
+  while (!list_empty(&gone)) {
+    Worker *w = container_of(gone.next, Worker, link);
+    list_unlink(&w->link);
+    pthread_join(w->thread, NULL);
+    aio__realloc(w, 0);
+  }
+}
+
+/* ---- home ---- */
+
+static void tell(void *opaque) {
+  AioPool *p = opaque;
+  AioContext *ctx = p->ctx;
+  pthread_mutex_lock(&p->lock);
+  move_all(&p->finished, &p->home_done);
+  pthread_mutex_unlock(&p->lock);
+  while (!list_empty(&p->home_done)) {
+    AioJob *job = job_at(p->home_done.next);
+    list_unlink(&job->link);
+    job->state = AIO_JOB_OVER;
+    p->home_jobs--;
+    job->done(job->opaque); /* may free the job, or close the context */
+    if (ctx->pool != p) return;
+  }
+}
+
+static int new_pool(AioContext *ctx) {
+  pthread_condattr_t monotonic;
+  AioPool *p = aio__realloc(NULL, sizeof *p);
+  if (!p) return -ENOMEM;
+  *p = (AioPool){.ctx = ctx, .max = MAX_THREADS};
+  list_init(&p->home_done);
+  list_init(&p->queued);
+  list_init(&p->finished);
+  list_init(&p->left);
+  aio_bh_init(&p->bh, ctx, tell, p);
+  pthread_mutex_init(&p->lock, NULL); /* neither these nor the next can fail on Linux */
+  pthread_condattr_init(&monotonic);
+  pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+  pthread_cond_init(&p->work, &monotonic);
+  pthread_cond_init(&p->gone, NULL);
+  pthread_condattr_destroy(&monotonic);
+  ctx->pool = p;
+  return 0;
+}
+
+static int pool_of(AioContext *ctx) {
+  if (aio_context_closed(ctx)) return -ESHUTDOWN;
+  return ctx->pool ? 0 : new_pool(ctx);
+}
+
+int aio_pool_submit(AioContext *ctx, AioJob *job, AioFn *run, AioFn *done, void *opaque) {
+  int rc = pool_of(ctx);
+  if (rc < 0) return rc;
+  AioPool *p = ctx->pool;
+  *job = (AioJob){.ctx = ctx, .run = run, .done = done, .opaque = opaque, .state = AIO_JOB_QUEUED};
+  join_left(p);
+  pthread_mutex_lock(&p->lock);
+  list_append(&p->queued, &job->link);
+  p->nqueued++;
+  if (p->idle > 0) pthread_cond_signal(&p->work);
+  if ((uint32_t)p->idle < p->nqueued && p->threads < p->max) rc = start_worker(p);
+  if (rc < 0 && p->threads > 0) rc = 0; /* those that are there will come to it */
+  if (rc < 0) list_unlink(&job->link), p->nqueued--;
+  pthread_mutex_unlock(&p->lock);
+  if (rc < 0) job->state = AIO_JOB_OVER;
+  if (rc == 0) p->home_jobs++;
+  return rc;
+}
+
+bool aio_pool_cancel(AioJob *job) {
+  AioPool *p = job->ctx->pool;
+  if (!p || aio_context_closed(job->ctx)) return false;
+  pthread_mutex_lock(&p->lock);
+  bool queued = job->state == AIO_JOB_QUEUED;
+  if (queued) {
+    list_unlink(&job->link);
+    p->nqueued--;
+    job->state = AIO_JOB_FINISHED;
+    job->result = -ECANCELED;
+    finish(p, job);
+  }
+  pthread_mutex_unlock(&p->lock);
+  return queued;
+}
+
+int aio_pool_set_threads(AioContext *ctx, int min, int max) {
+  if (min < 0 || max <= 0 || min > max) return -EINVAL;
+  int rc = pool_of(ctx);
+  if (rc < 0) return rc;
+  AioPool *p = ctx->pool;
+  join_left(p);
+  pthread_mutex_lock(&p->lock);
+  p->min = min;
+  p->max = max;
+  while (rc == 0 && p->threads < min) rc = start_worker(p);
+  pthread_cond_broadcast(&p->work); /* who is too much leaves */
+  pthread_mutex_unlock(&p->lock);
+  return rc;
+}
+
+void aio_pool_stats(AioContext *ctx, AioPoolStats *out) {
+  AioPool *p = ctx->pool;
+  *out = (AioPoolStats){.max = MAX_THREADS};
+  if (!p) return;
+  pthread_mutex_lock(&p->lock);
+  *out = (AioPoolStats){p->threads, p->idle, p->min, p->max, p->nqueued, p->home_jobs};
+  pthread_mutex_unlock(&p->lock);
+}
+
+uint32_t aio__pool_jobs(const AioContext *ctx) { return ctx->pool ? ctx->pool->home_jobs : 0; }
+
+void aio__pool_stop(AioContext *ctx) {
+  AioPool *p = ctx->pool;
+  if (!p) return;
+  pthread_mutex_lock(&p->lock);
+  p->stopping = true;
+  while (!list_empty(&p->queued)) list_unlink(p->queued.next);
+  pthread_cond_broadcast(&p->work);
+  while (p->threads > 0) pthread_cond_wait(&p->gone, &p->lock);
+  pthread_mutex_unlock(&p->lock);
+  join_left(p);
+}
+
+void aio__pool_free(AioContext *ctx) {
+  AioPool *p = ctx->pool;
+  if (!p) return;
+  ctx->pool = NULL;
+  pthread_cond_destroy(&p->gone);
+  pthread_cond_destroy(&p->work);
+  pthread_mutex_destroy(&p->lock);
+  aio__realloc(p, 0);
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT
+ * Names to addresses: getaddrinfo in the pool, since it blocks; addresses written as numbers need no thread.
+ *
+ * Way      aio_resolve -> numeric: at once; else aio_pool_submit -> ask, in a worker -> done
+ * Owner    the caller: AioResolve until done, the answer until aio_resolve_free. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netdb.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "internal.h"
+
+static void ask(void *opaque) {
+  AioResolve *r = opaque;
+  struct addrinfo hints = {.ai_family = r->family == AIO_INET ? AF_INET : r->family == AIO_INET6 ? AF_INET6 : AF_UNSPEC,
+                           .ai_socktype = r->dgram ? SOCK_DGRAM : r->stream ? SOCK_STREAM : 0,
+                           .ai_flags = (r->passive ? AI_PASSIVE : 0) | (r->numeric ? AI_NUMERICHOST | AI_NUMERICSERV : 0)};
+  struct addrinfo *list = NULL;
+  r->error = getaddrinfo(r->host, r->service, &hints, &list);
+  r->system_errno = r->error == EAI_SYSTEM ? errno : 0;
+  r->list = list;
+}
+
+static bool is_number(const char *s) { return !s || (*s && s[strspn(s, "0123456789")] == 0); }
+
+int aio_resolve(AioContext *ctx, AioResolve *r, AioFn *done) {
+  r->list = NULL;
+  r->error = 0;
+  if (is_number(r->service)) {
+    r->numeric = true;
+    ask(r);
+    r->numeric = false;
+    if (r->error != EAI_NONAME) return 1;
+  }
+  return aio_pool_submit(ctx, &r->job, ask, done, r);
+}
+
+bool aio_resolve_next(const AioResolve *r, const void **at, AioAddress *out) {
+  const struct addrinfo *ai = *at ? ((const struct addrinfo *)*at)->ai_next : r->list;
+  for (; ai; ai = ai->ai_next) {
+    if (ai->ai_family != AF_INET && ai->ai_family != AF_INET6) continue;
+    const struct sockaddr_in *in = (const void *)ai->ai_addr;
+    const struct sockaddr_in6 *in6 = (const void *)ai->ai_addr;
+    out->family = ai->ai_family == AF_INET ? AIO_INET : AIO_INET6;
+    out->port = ntohs(ai->ai_family == AF_INET ? in->sin_port : in6->sin6_port);
+    out->socktype = ai->ai_socktype == SOCK_STREAM ? "stream" : ai->ai_socktype == SOCK_DGRAM ? "dgram" : "raw";
+    if (getnameinfo(ai->ai_addr, ai->ai_addrlen, out->addr, sizeof out->addr, NULL, 0, NI_NUMERICHOST)) continue;
+    *at = ai;
+    return true;
+  }
+  return false;
+}
+
+const char *aio_resolve_error(const AioResolve *r) {
+  return r->system_errno ? strerror(r->system_errno) : gai_strerror(r->error);
+}
+
+void aio_resolve_free(AioResolve *r) {
+  if (r->list) freeaddrinfo(r->list);
+  r->list = NULL;
+}

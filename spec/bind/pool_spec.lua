@@ -1,0 +1,184 @@
+-- SPDX-License-Identifier: MIT
+--- The pool: aio.work and aio.getaddrinfo, waited for, cancelled, timed out, and left behind in every state.
+
+local aio = require "aioloop"
+local child = require "spec.support.child"
+local drivers = require "spec.support.drivers"
+local jobs = require "spec.support.jobs"
+
+local function over(task)
+  return function() return task:status() ~= "scheduled" and task:status() ~= "waiting" end
+end
+
+describe("aio.work", function()
+  drivers.each(function(d)
+    it("returns what its function returns, in another Lua state", function()
+      local ctx, here = d.context(), tostring(_G)
+      local task = ctx:spawn(aio.work, jobs.sum, 2, 3, nil, nil)
+      d.wait(ctx, over(task))
+      local got = table.pack(task:join())
+      assert.same({ true, 5, 2, 2, nil }, { table.unpack(got, 1, 5) })
+      assert.equal(6, got.n)
+      assert.not_equal(here, got[6])
+      assert.equal(0, ctx:stats().live)
+    end)
+
+    it("runs side by side with others, and the loop goes on", function()
+      local ctx, ticks = d.context(), 0
+      local timer = ctx:timer(function() ticks = ticks + 1 end):arm(0.01, 0.01)
+      local from = aio.now()
+      local task = ctx:spawn(aio.map, { 1, 2, 3, 4, 5, 6 }, function(i) return aio.work(jobs.slow_square, i) end)
+      d.wait(ctx, over(task))
+      timer:close()
+      assert.same({ n = 6, 1, 4, 9, 16, 25, 36 }, select(2, task:join()))
+      assert.is_true(aio.now() - from < 1)
+      assert.is_true(ticks >= 5)
+    end)
+
+    it("raises the error of its function, with the worker's traceback or as a copy", function()
+      local ctx = d.context()
+      local function fails(fn, ...)
+        local task = ctx:spawn(aio.work, fn, ...):keep()
+        d.wait(ctx, over(task))
+        local ok, err = task:join()
+        assert.is_false(ok)
+        return err
+      end
+      local err = fails(jobs.fail)
+      assert.matches("jobs.lua:%d+: in a worker\nin a worker, stack traceback:", err)
+      assert.same({ code = 7 }, fails(jobs.fail_with, { code = 7 }))
+      assert.is_nil(fails(jobs.fail_with, nil))
+      assert.matches("cannot copy a thread: result 1", fails(jobs.thread))
+      assert.matches("argument 2%.jobs%.file", fails(jobs.same, { jobs = { file = io.stderr } }))
+    end)
+
+    it("is taken back while it is queued, and left alone while it runs", function()
+      local ctx, path, sign = d.context(), os.tmpname(), os.tmpname()
+      assert(ctx:set_threads(0, 1))
+      local running = ctx:spawn(aio.work, jobs.sign_and_sleep, sign, 0.4)
+      local queued = ctx:spawn(aio.work, jobs.touch, path)
+      local limited = ctx:spawn(aio.timeout, 0.01, aio.work, jobs.same)
+      d.wait(ctx, function() return limited:status() == "waiting" end)
+      repeat until io.open(sign):read "a" == "ran" -- a worker has begun
+      running:cancel()
+      queued:cancel()
+      d.wait(ctx, over(limited))
+      assert.same({ "cancelled", "cancelled" }, { running:status(), queued:status() })
+      assert.same({ n = 3, true, nil, "timeout" }, table.pack(limited:join()))
+      local last = ctx:spawn(aio.work, jobs.same, "last")
+      d.wait(ctx, over(last))
+      assert.same({ true, "last" }, { last:join() })
+      assert.equal("", io.open(path):read "a")
+      assert.equal(0, ctx:stats().live)
+      os.remove(path)
+      os.remove(sign)
+    end)
+
+    it("keeps a result that was there before the cancel", function()
+      local ctx, got = d.context(), nil
+      local task = ctx:spawn(function()
+        got = table.pack(aio.work(jobs.same, 1))
+        aio.yield()
+      end)
+      d.turns(ctx, 1)
+      os.execute "sleep 0.1"
+      ctx:schedule(function() ctx:schedule(function() task:cancel() end) end)
+      d.wait(ctx, over(task))
+      assert.same({ n = 1, 1 }, got)
+    end)
+
+    it("of a context that is closed ends with closed, after what runs has run", function()
+      local a, b = d.context(), d.context()
+      local got
+      b:spawn(function()
+        a:spawn(function() got = table.pack(aio.work(jobs.sleep, 0.1)) end)
+      end)
+      d.turns(b, 2)
+      d.turns(a, 3)
+      a:close()
+      assert.is_nil(got) -- its task went with the context
+    end)
+  end)
+
+  it("waits at top level too, and refuses to where it cannot", function()
+    assert.equal(3, aio.work(jobs.same, 3))
+    assert.error_matches(coroutine.wrap(function() aio.work(jobs.same) end), "cannot wait")
+    assert.error(function() aio.work(1) end)
+    aio.default():close()
+  end)
+
+  it("can be resized, and refuses nonsense", function()
+    local ctx <close> = aio.context()
+    assert.is_true(ctx:set_threads(2, 4))
+    for _, bad in ipairs { { -1, 1 }, { 2, 1 }, { 0, 0 }, { "x", 1 }, { 1 } } do
+      assert.error(function() ctx:set_threads(table.unpack(bad)) end)
+    end
+  end)
+
+  for name, ending in pairs {
+    ["os.exit"] = "os.exit(3, true)", ["an error"] = "error 'end'", ["the end of the script"] = "",
+  } do
+    it("in every state when it ends with " .. name .. ": the exit code is right", function()
+      local it = child.run(([[
+        local aio = require "aioloop"
+        local ctx = aio.default()
+        ctx:set_threads(0, 2)
+        for i = 1, 6 do
+          ctx:spawn(function() aio.work(function() os.execute "sleep 0.05" end) end)
+        end
+        ctx:spawn(aio.work, function() return 1 end)
+        ctx:poll(false) ctx:poll(0.07)
+        %s
+      ]]):format(ending), 20)
+      assert.equal(ending == "" and 0 or ending:match "exit" and 3 or 1, it.code)
+    end)
+  end
+end)
+
+describe("aio.getaddrinfo", function()
+  drivers.each(function(d)
+    it("answers as getent does", function()
+      local ctx = d.context()
+      local expected = {}
+      for line in io.popen("getent ahosts localhost"):lines() do
+        local addr, kind = line:match "^(%S+)%s+(%u+)"
+        if kind == "STREAM" then expected[#expected + 1] = addr end
+      end
+      local task = ctx:spawn(aio.getaddrinfo, "localhost", "http")
+      d.wait(ctx, over(task))
+      local _, list = task:join()
+      local got = {}
+      for i, a in ipairs(list) do
+        got[i] = a.addr
+        assert.same({ 80, "stream", a.addr:find ":" and "inet6" or "inet" }, { a.port, a.socktype, a.family })
+      end
+      assert.same(expected, got)
+    end)
+
+    it("says what the system says of a name that is none", function()
+      local ctx = d.context()
+      local task = ctx:spawn(aio.getaddrinfo, "no.such.host.invalid")
+      d.wait(ctx, over(task))
+      local got = table.pack(task:join())
+      assert.same({ 4, true, nil, "string" }, { got.n, got[1], got[2], type(got[3]) })
+      assert.equal("integer", math.type(got[4]))
+    end)
+  end)
+
+  it("needs no thread for numbers", function()
+    local ctx <close> = aio.context()
+    local polls = ctx:stats().polls
+    assert.same({ { family = "inet", addr = "127.0.0.1", port = 80, socktype = "stream" } },
+      aio.getaddrinfo("127.0.0.1", 80))
+    assert.same({ { family = "inet6", addr = "::1", port = 53, socktype = "dgram" } },
+      aio.getaddrinfo("::1", "53", { socktype = "dgram" }))
+    assert.equal(polls, ctx:stats().polls)
+    assert.is_truthy(aio.getaddrinfo(nil, 80, { passive = true, family = "inet" }))
+  end)
+
+  it("refuses nonsense", function()
+    for _, bad in ipairs { { nil }, { {} }, { "a\0b" }, { "x", "y", 1 }, { "x", 1, { family = "ipx" } } } do
+      assert.error(function() aio.getaddrinfo(table.unpack(bad, 1, 3)) end)
+    end
+  end)
+end)

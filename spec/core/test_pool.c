@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: MIT
+ * The thread pool: every job once, in order, cancelled only while it is queued, and nothing left behind. */
+#include <semaphore.h>
+
+#include "check.h"
+
+/* wrap: pthread_create realloc */
+
+static int create_fails;
+static bool no_memory;
+
+int __real_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg) {
+  return create_fails ? create_fails : __real_pthread_create(t, attr, fn, arg);
+}
+
+void *__real_realloc(void *p, size_t size);
+void *__wrap_realloc(void *p, size_t size);
+void *__wrap_realloc(void *p, size_t size) { return no_memory ? NULL : __real_realloc(p, size); }
+
+typedef struct Task {
+  AioJob job;
+  Loop *l;
+  sem_t *gate;        /* run waits for it */
+  atomic_int ran;
+  int done, result;
+  bool closes;
+} Task;
+
+static int done_total, order[2000];
+static atomic_int running;
+
+static void run(void *opaque) {
+  Task *t = opaque;
+  atomic_fetch_add(&running, 1);
+  if (t->gate) sem_wait(t->gate);
+  atomic_fetch_add(&t->ran, 1);
+  atomic_fetch_sub(&running, 1);
+}
+
+static Task *first_task;
+static void done(void *opaque) {
+  Task *t = opaque;
+  t->done++;
+  t->result = t->job.result;
+  order[done_total++] = (int)(t - first_task);
+  if (t->closes) aio_context_close(t->l->ctx);
+}
+
+static void submit(Loop *l, Task *t, sem_t *gate) {
+  *t = (Task){.l = l, .gate = gate};
+  CHECK_EQ(aio_pool_submit(l->ctx, &t->job, run, done, t), 0);
+  CHECK_EQ(t->done, 0); /* never inside submit */
+}
+
+static void begin(Task *tasks) {
+  first_task = tasks;
+  done_total = 0;
+}
+
+static void every_job_once(Loop *l) {
+  enum { N = 500 };
+  Task *tasks = calloc(N, sizeof *tasks);
+  begin(tasks);
+  for (int i = 0; i < N; i++) submit(l, &tasks[i], NULL);
+  CHECK(aio_context_can_wake(l->ctx));
+  RUN_UNTIL(l, done_total == N);
+  for (int i = 0; i < N; i++) CHECK(atomic_load(&tasks[i].ran) == 1 && tasks[i].done == 1 && tasks[i].result == 0);
+  AioPoolStats s;
+  aio_pool_stats(l->ctx, &s);
+  CHECK(s.jobs == 0 && s.queued == 0 && s.threads <= 64);
+  CHECK_QUIET(l);
+  free(tasks);
+}
+
+static void one_thread_keeps_the_order(Loop *l) {
+  enum { N = 100 };
+  Task tasks[N];
+  begin(tasks);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 1), 0);
+  for (int i = 0; i < N; i++) submit(l, &tasks[i], NULL);
+  RUN_UNTIL(l, done_total == N);
+  for (int i = 0; i < N; i++) CHECK_EQ(order[i], i);
+}
+
+static void a_full_pool_cancels_what_is_queued(Loop *l) {
+  enum { THREADS = 4, N = 100 };
+  Task tasks[N];
+  sem_t gate;
+  sem_init(&gate, 0, 0);
+  begin(tasks);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, THREADS), 0);
+  for (int i = 0; i < N; i++) submit(l, &tasks[i], &gate);
+  while (atomic_load(&running) < THREADS) usleep(100);
+  int cancelled = 0;
+  for (int i = 0; i < N; i++) cancelled += aio_pool_cancel(&tasks[i].job);
+  CHECK_EQ(cancelled, N - THREADS);
+  CHECK_EQ(done_total, 0);
+  RUN_UNTIL(l, done_total == cancelled);
+  for (int i = 0; i < THREADS; i++) sem_post(&gate);
+  RUN_UNTIL(l, done_total == N);
+  for (int i = 0; i < N; i++) CHECK(tasks[i].done == 1 && (tasks[i].result == 0) == (atomic_load(&tasks[i].ran) == 1));
+  for (int i = 0; i < N; i++) CHECK(!aio_pool_cancel(&tasks[i].job)); /* too late */
+  sem_destroy(&gate);
+}
+
+static int threads_of(Loop *l) {
+  AioPoolStats s;
+  aio_pool_stats(l->ctx, &s);
+  return s.threads;
+}
+
+static void resized_while_it_works(Loop *l) {
+  Task tasks[300];
+  begin(tasks);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 3, 8), 0);
+  CHECK_EQ(threads_of(l), 3); /* warm */
+  for (int i = 0; i < 300; i++) {
+    submit(l, &tasks[i], NULL);
+    if (i % 50 == 0) CHECK_EQ(aio_pool_set_threads(l->ctx, i % 100 ? 1 : 2, i % 100 ? 2 : 16), 0);
+  }
+  RUN_UNTIL(l, done_total == 300);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 1), 0);
+  while (threads_of(l) > 1) usleep(100);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 2, 1), -EINVAL);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, -1, 1), -EINVAL);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 0), -EINVAL);
+}
+
+static void closed_with_work_in_every_state(Loop *l) {
+  static Task tasks[20]; /* nobody may call done, but a worker may still look at its job until close has returned */
+  sem_t gate;
+  sem_init(&gate, 0, 2);
+  begin(tasks);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 2), 0);
+  for (int i = 0; i < 20; i++) submit(l, &tasks[i], i < 2 ? NULL : &gate);
+  while (atomic_load(&tasks[0].ran) == 0 || atomic_load(&running) == 0) usleep(100);
+  for (int i = 0; i < 20; i++) sem_post(&gate);
+  aio_context_close(l->ctx);
+  CHECK_EQ(done_total, 0);
+  CHECK_EQ(aio_pool_submit(l->ctx, &tasks[0].job, run, done, &tasks[0]), -ESHUTDOWN);
+  sem_destroy(&gate);
+}
+
+static void closed_by_a_completion(Loop *l) {
+  Task tasks[50];
+  begin(tasks);
+  for (int i = 0; i < 50; i++) submit(l, &tasks[i], NULL), tasks[i].closes = true;
+  RUN_UNTIL(l, aio_context_closed(l->ctx));
+  CHECK_EQ(done_total, 1);
+}
+
+static void refusals(Loop *l) {
+  Task t;
+  begin(&t);
+  no_memory = true;
+  CHECK_EQ(aio_pool_submit(l->ctx, &t.job, run, done, &t), -ENOMEM);
+  no_memory = false;
+  create_fails = EAGAIN;
+  CHECK_EQ(aio_pool_submit(l->ctx, &t.job, run, done, &t), -EAGAIN);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 1, 2), -EAGAIN);
+  create_fails = 0;
+  submit(l, &t, NULL);
+  RUN_UNTIL(l, t.done);
+  create_fails = EAGAIN; /* one thread is there: it will do */
+  static Task more[3];
+  begin(more);
+  for (int i = 0; i < 3; i++) submit(l, &more[i], NULL);
+  RUN_UNTIL(l, done_total == 3);
+  create_fails = 0;
+}
+
+static void many_completions_wake_once(Loop *l) {
+  enum { N = 200 };
+  static Task tasks[N];
+  AioStats before, after;
+  sem_t gate;
+  sem_init(&gate, 0, 0);
+  begin(tasks);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 1), 0);
+  for (int i = 0; i < N; i++) submit(l, &tasks[i], i ? NULL : &gate);
+  aio_context_stats(l->ctx, &before);
+  sem_post(&gate);
+  while (atomic_load(&tasks[N - 1].ran) == 0) usleep(100);
+  RUN_UNTIL(l, done_total == N);
+  aio_context_stats(l->ctx, &after);
+  CHECK(after.bhs - before.bhs <= 3);
+  sem_destroy(&gate);
+}
+
+static const Test tests[] = {
+  TEST(every_job_once),
+  TEST(one_thread_keeps_the_order),
+  TEST(a_full_pool_cancels_what_is_queued),
+  TEST(resized_while_it_works),
+  TEST(closed_with_work_in_every_state),
+  TEST(closed_by_a_completion),
+  TEST(refusals),
+  TEST(many_completions_wake_once),
+};
+
+CHECK_MAIN(tests, "epoll +poll")
