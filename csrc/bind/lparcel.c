@@ -87,7 +87,7 @@ static void put_tag(lua_State *L, LPacking *k, LTag tag) { put(L, k, tag, "", 0)
 /* ---- the path of what cannot be copied ---- */
 
 static bool is_name(const char *s) {
-  if (!*s || (*s >= '0' && *s <= '9')) return false;
+  if (!*s || strchr("0123456789", *s)) return false;
   return !s[strspn(s, "_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")];
 }
 
@@ -116,7 +116,7 @@ static void push_field(lua_State *L, int table, int child) { /* [-0, +n, m] the 
 
 static void push_upvalue(lua_State *L, int fn, int child) { /* [-0, +n, m] the text is on top */
   const char *name;
-  for (int i = 1; (name = lua_getupvalue(L, fn, i)); lua_pop(L, 1), i++)
+  for (int i = 1; (name = lua_getupvalue(L, fn, i)); lua_pop(L, 1))
     if (lua_rawequal(L, -1, child)) return (void)lua_pushfstring(L, " (upvalue %s)", name);
   lua_pushliteral(L, " (an upvalue)");
 }
@@ -325,9 +325,8 @@ static const char *take(lua_State *L, LUnpacking *u, size_t size) {
 static void get(lua_State *L, LUnpacking *u, void *to, size_t size) { memcpy(to, take(L, u, size), size); }
 
 static bool next_is(lua_State *L, LUnpacking *u, LTag tag) { /* [-0, +0, e] true: and it is taken */
-  bool same = *take(L, u, 1) == (char)tag;
-  if (!same) u->at--;
-  return same;
+  if (*take(L, u, 1) == (char)tag) return true;
+  return u->at--, false;
 }
 
 static void get_value(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */

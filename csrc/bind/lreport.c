@@ -134,8 +134,9 @@ static void push_traceback(lua_State *L, const LTask *t, lua_State *co, const ch
   static const char bottom[] = "\n\t[C]: in ?";
   const LWrap *w = t->ties ? t->ties->flow.wrap : NULL;
   luaL_traceback(L, co, message, co == L);
-  for (; w; w = w->outer) {
-    if (w->co == co || co == L) luaL_traceback(L, w->from, "\n\tcalled through aio.wrap", 0), lua_concat(L, 2);
+  for (bool inside = false; w; w = w->outer) {
+    inside |= w->co == co;
+    if (inside) luaL_traceback(L, w->from, "\n\tcalled through aio.wrap", 0), lua_concat(L, 2);
   }
   size_t len, tail = sizeof bottom - 1;
   const char *text = lua_tolstring(L, -1, &len);

@@ -108,7 +108,7 @@ static int ctx_run(lua_State *L) {
   if (!c->closed && !c->runs && (asleep || (over && t->state != L_ENDED))) cancel_left(L, c, t);
   aioL_context_unref(L, c);
   if (t) aioL_task_unref(t);
-  if (status != LUA_OK) return lua_error(L);
+  if (status != LUA_OK && !(over && t->state == L_BROKEN)) return lua_error(L); /* the function's own comes first */
   if (!t) return 0;
   if (!((LTaskBox *)lua_touserdata(L, 2))->t) return luaL_error(L, "attempt to use a closed task");
   if (!aioL_task_ended(t)) return 0; /* stopped */

@@ -152,20 +152,20 @@ static int results_self(lua_State *L, LTicket *tk) { /* of a guard: the lock its
   return lua_pushvalue(L, 1), 1;
 }
 
-static const LWaitOps lock_ops[2][2] = {
-  {{.name = "mutex:lock", .leave = leave, .revoke = revoke},
-   {.name = "mutex:guard", .leave = leave, .revoke = revoke, .results = results_self}},
-  {{.name = "rwlock", .leave = leave, .revoke = revoke},
-   {.name = "rwlock:guard", .leave = leave, .revoke = revoke, .results = results_self}}};
+#define LOCK_OPS(op_name, how) {.name = op_name, .leave = leave, .revoke = revoke, .results = how}
+static const LWaitOps mutex_ops[2] = {LOCK_OPS("mutex:lock", NULL), LOCK_OPS("mutex:guard", results_self)};
+static const LWaitOps rwlock_ops[4] = {LOCK_OPS("rwlock:rdlock", NULL), LOCK_OPS("rwlock:wrlock", NULL),
+                                       LOCK_OPS("rwlock:guard", results_self), LOCK_OPS("rwlock:upgrade", NULL)};
 
-static int acquire(lua_State *L, LLock *l, int mode, int64_t timeout, bool guard) {
+static int acquire(lua_State *L, LLock *l, int mode, int64_t timeout, const LWaitOps *ops) {
+  bool guard = ops->results != NULL;
   LTask *t = holder(l->rt);
   aioL_checkpoint(L);
   bool free = list_empty(&l->queue) && compatible(l, mode);
   if (!free && find_hold(l, t)) return luaL_error(L, "deadlock: the caller holds this %s already", l->is_rw ? "rwlock" : "mutex");
   if (!free && timeout <= 0) return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2;
   if (t) aioL_ties(L, t);
-  LTicket *tk = free ? NULL : aioL_ticket(L, aioL_current(L), &lock_ops[l->is_rw][guard]);
+  LTicket *tk = free ? NULL : aioL_ticket(L, aioL_current(L), ops);
   LHold *h = new_hold(L, l);
   if (!h) {
     if (tk) aioL_ticket_drop(tk);
@@ -218,13 +218,13 @@ static int mod_mutex(lua_State *L) { return new_lock(L, L_MUTEX), 1; }
 @number[opt] timeout seconds
 @treturn boolean true; or nil, "timeout"
 @raise when the caller holds it already */
-static int mutex_lock(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), false); }
+static int mutex_lock(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), &mutex_ops[0]); }
 
 /*** The same, for `local held <close> = m:guard()`.
 @function mutex:guard
 @number[opt] timeout seconds
 @treturn mutex itself, which is unlocked when the variable goes out of scope; or nil, "timeout" */
-static int mutex_guard(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), true); }
+static int mutex_guard(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), &mutex_ops[1]); }
 
 /*** Passes it on to who has waited longest.
 @function mutex:unlock
@@ -252,13 +252,13 @@ static int mod_rwlock(lua_State *L) { return new_lock(L, L_RWLOCK), 1; }
 @function rwlock:rdlock
 @number[opt] timeout seconds
 @treturn boolean true; or nil, "timeout" */
-static int rwlock_rdlock(lua_State *L) { return acquire(L, check_rwlock(L), READ, aioL_opt_ns(L, 2), false); }
+static int rwlock_rdlock(lua_State *L) { return acquire(L, check_rwlock(L), READ, aioL_opt_ns(L, 2), &rwlock_ops[0]); }
 
 /*** Waits until nobody else holds it, and holds it for writing.
 @function rwlock:wrlock
 @number[opt] timeout seconds
 @treturn boolean true; or nil, "timeout" */
-static int rwlock_wrlock(lua_State *L) { return acquire(L, check_rwlock(L), WRITE, aioL_opt_ns(L, 2), false); }
+static int rwlock_wrlock(lua_State *L) { return acquire(L, check_rwlock(L), WRITE, aioL_opt_ns(L, 2), &rwlock_ops[1]); }
 
 /*** Either, for `local held <close> = rw:guard("r")`.
 @function rwlock:guard
@@ -269,7 +269,7 @@ static int rwlock_guard(lua_State *L) {
   static const char *const modes[] = {"r", "w", NULL};
   LLock *l = check_rwlock(L);
   int mode = luaL_checkoption(L, 2, NULL, modes);
-  return acquire(L, l, mode, aioL_opt_ns(L, 3), true);
+  return acquire(L, l, mode, aioL_opt_ns(L, 3), &rwlock_ops[2]);
 }
 
 /*** Lets go of it, whichever way it is held.
@@ -289,7 +289,7 @@ static int rwlock_upgrade(lua_State *L) {
   if (!h || l->exclusive) return luaL_error(L, "only who holds it for reading can upgrade a rwlock");
   aioL_checkpoint(L); /* cancelled before: nothing has changed */
   release(h);
-  return acquire(L, l, WRITE, timeout, false);
+  return acquire(L, l, WRITE, timeout, &rwlock_ops[3]);
 }
 
 /*** Turns a writer into a reader, at once; readers at the front of the queue come in too.

@@ -186,7 +186,7 @@ static int task_gc(lua_State *L) {
   LTask *t = box->t;
   if (!t) return 0;
   box->t = NULL;
-  if (t->slot && t->state == L_BROKEN) t->keep = false; /* it is in c->failed, and this turn's end will report it */
+  if (t->slot) t->keep = false; /* nobody can join it any more: should it fail, or has it in this turn, that is reported */
   if (t->state == L_BROKEN && !t->joined && t->keep && !t->c->closed && aioL_push_anchor(L, t->c)) {
     lua_pop(L, 1);
     report_later(L, t);
