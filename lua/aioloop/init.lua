@@ -7,9 +7,18 @@
 local core = require "aioloop.core"
 
 local aio = {}
-for _, part in ipairs { core, (require "aioloop.combine"), (require "aioloop.report") } do
-  for name, value in pairs(part) do aio[name] = value end
+for name, value in pairs(core) do aio[name] = value end
+
+-- These files are read when they are first needed: reading them all would take longer than all the rest.
+for file, names in pairs {
+  ["aioloop.combine"] = { "gather", "race", "map", "from_callback" },
+  ["aioloop.report"] = { "tasks", "dump", "dump_on" },
+} do
+  for _, name in ipairs(names) do
+    aio[name] = function(...) return require(file)[name](...) end
+  end
 end
+
 aio.glib_iterate = nil -- see aioloop.glib
 local call = core.call
 aio.call = nil -- aio(fn, ...) is aio.run(fn, ...)
