@@ -116,8 +116,8 @@ tsan:
 	@RUN="setarch -R" TSAN_OPTIONS=exitcode=66 \
 	$(MAKE) --no-print-directory check-c BUILD=build-tsan SAN=-fsanitize=thread
 
-# Not under valgrind: what starts processes of its own, what is slow, and what asan and gc run anyway.
-grounds = bh co context error timer wait watch source interop cancel group scope wrap sync queue pool signal parcel
+# What allocates in C; under valgrind the rest takes too long, and asan, which knows leaks too, runs all of it.
+grounds = bh timer wait watch cancel scope group wrap queue pool signal
 valgrind:
 	@RUN="valgrind -q --leak-check=full --errors-for-leak-kinds=definite --keep-debuginfo=yes --error-exitcode=9" \
 	SPEC_SECONDS=280 BUSTED="--exclude-tags=slow $(grounds:%=spec/bind/%_spec.lua)" $(MAKE) --no-print-directory check-lua

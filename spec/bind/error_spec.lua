@@ -314,11 +314,11 @@ describe("an error of a task", function()
       ctx:on_error(function(...) told[#told + 1] = table.pack(...) end)
       local err = {}
       local joined = ctx:spawn(error, err):keep()
-      ctx:spawn(error, err):keep():name "lonely"
+      local kept = { ctx:spawn(error, err):keep():name "lonely" } -- luacheck: ignore
       d.turns(ctx, 3)
       assert.same({}, told)
       assert.equal(err, select(2, joined:join()))
-      joined = nil -- luacheck: ignore
+      joined, kept = nil, nil -- luacheck: ignore
       collectgarbage()
       collectgarbage()
       d.turns(ctx, 3)

@@ -12,6 +12,7 @@ local pending = [[
   local function late() if ENDING then io.stdout:write "LATE" end end
   local ctx = aio.default()
   local r, w = fds.pipe()
+  local kept = {} -- for a kept task whose handle is lost is reported
   local function litter(ctx)
     local r, w = fds.pipe()
     ctx:schedule(late)
@@ -31,7 +32,7 @@ local pending = [[
     ctx:spawn(function() local r = fds.pipe() aio.wait_readable(r, 100) late() end)
     ctx:spawn(function() local r, w = fds.socketpair() aio.wait_readable(r) late() end)
     ctx:spawn(function() while true do aio.yield() late() end end)
-    ctx:spawn(error, "unjoined"):keep()
+    kept[#kept + 1] = ctx:spawn(error, "unjoined"):keep()
     ctx:co_schedule(coroutine.create(function() coroutine.yield() late() end))
     ctx:spawn(function()
       local _ <close> = setmetatable({}, { __close = late })
