@@ -289,7 +289,7 @@ local function run(d, row, kind, phase, position, weak, patience)
   if phase == "ready" and position.real then
     d.turns(ctx, 5)
     -- This machine is slower than that, or was just now; what is wrong stays wrong, however long the limit.
-    if cell.spoilt or (patience or 1) < 64 and not pcall(check_results, row, kind, cell) then
+    if cell.spoilt or (patience or 1) < 4096 and not pcall(check_results, row, kind, cell) then
       ctx:close()
       return run(d, row, kind, phase, position, weak, (patience or 1) * 4)
     end
