@@ -35,8 +35,15 @@ typedef struct AioOptions {
   AioVClock *vclock;    /* clock behind AIO_CLOCK_VIRTUAL; NULL: timers on that clock are refused. Must outlive ctx */
   int64_t poll_max_ns;  /* adaptive polling, see aio_set_polling */
   int64_t poll_grow, poll_shrink;
+  unsigned ring_entries; /* of the submission queues for files; 0: 128 */
+  unsigned laio_batch;   /* requests of Linux AIO that are handed over together, at most; 0: 32 */
   uint64_t shuffle;     /* not 0: for tests, what is ready at the same time runs in an order drawn from this seed */
 } AioOptions;
+
+/* How a file's requests are done, see below. INLINE: by a call that does not wait, or where there are no threads, does. */
+typedef enum AioEngine {
+  AIO_ENGINE_AUTO, AIO_ENGINE_URING, AIO_ENGINE_LAIO, AIO_ENGINE_THREADS, AIO_ENGINE_INLINE, AIO_ENGINES
+} AioEngine;
 
 typedef struct AioStats {
   uint64_t polls;    /* turns taken, under either driver */
@@ -45,6 +52,8 @@ typedef struct AioStats {
   uint64_t bhs, timers, fds, entries; /* callbacks run; coroutine entries */
   uint64_t bhs_pending, timers_armed, watches; /* live now */
   int64_t poll_ns;   /* what adaptive polling has learned, ns */
+  uint64_t file_ops[AIO_ENGINES]; /* requests done, by engine */
+  uint64_t submits;  /* system calls that handed over requests */
 } AioStats;
 
 /* Makes a context with one reference. Returns 0, -EINVAL for an unknown backend, or what the kernel refused with;
@@ -250,6 +259,110 @@ void aio_pool_stats(AioContext *ctx, AioPoolStats *out);
 /* Within run: what this worker keeps from one job to the next; free_local(local) is called when the thread ends. */
 void *aio_pool_local(void);
 void aio_pool_set_local(void *local, AioFn *free_local);
+
+/* ---- defer sections ---------------------------------------------------------------------------------------- */
+
+void aio_defer_begin(AioContext *ctx);
+void aio_defer_end(AioContext *ctx);
+/* Calls fn(opaque) at the end of the outermost section, once however often it is asked for meanwhile; outside of any,
+ * at once. A turn's dispatch is a section, and a poll runs what was deferred before it waits. */
+void aio_defer(AioContext *ctx, AioFn *fn, void *opaque);
+
+/* ---- input: bytes that have arrived ------------------------------------------------------------------------ */
+
+typedef struct AioInput { /* all zero: empty */
+  char *data;
+  size_t cap, begin, end;
+} AioInput;
+
+typedef enum AioWantKind { AIO_WANT_COUNT, AIO_WANT_SOME, AIO_WANT_ALL, AIO_WANT_DELIM, AIO_WANT_NUMBER } AioWantKind;
+
+typedef struct AioWant {
+  AioWantKind kind;
+  size_t limit;         /* COUNT: bytes; else at most so many */
+  const char *delim;    /* DELIM, the caller's */
+  size_t delim_len;
+  bool keep;            /* the delimiter belongs to the piece */
+  size_t skip, len;     /* found: the piece begins there, and is so long */
+  size_t used;          /* found: bytes that it takes from the input */
+  size_t seen;          /* where the search goes on; 0 at first */
+} AioWant;
+
+/* Looks for the piece w in the input, beyond its first `from` bytes. 1: it is there; 0: more must come; -ENODATA: nothing
+ * is left, and nothing will come (eof); -EMSGSIZE: it is longer than its limit. A last piece may be shorter. */
+int aio_input_find(const AioInput *in, size_t from, AioWant *w, bool eof);
+size_t aio_input_size(const AioInput *in);
+const char *aio_input_bytes(const AioInput *in);
+char *aio_input_room(AioInput *in, size_t room); /* where so many bytes can be put; NULL: no memory */
+void aio_input_added(AioInput *in, size_t n);
+void aio_input_take(AioInput *in, size_t n);
+void aio_input_free(AioInput *in);
+
+/* ---- files ------------------------------------------------------------------------------------------------- */
+
+enum { AIO_FILE_ALIGN = 4096 }; /* memory, offset and length that go past the page cache without a copy */
+
+typedef struct AioFile AioFile;
+
+typedef enum AioFileKind {
+  AIO_FILE_OPEN, AIO_FILE_READ, AIO_FILE_WRITE, AIO_FILE_SYNC, AIO_FILE_DATASYNC, AIO_FILE_TRUNCATE, AIO_FILE_STAT
+} AioFileKind;
+
+typedef struct AioFileStat {
+  int64_t size, blocks, blksize, ino, dev, nlink;
+  unsigned mode, uid, gid;
+  const char *type; /* "file", "directory", "block", "char", ... */
+  int64_t atime, mtime, ctime; /* wall clock, ns */
+} AioFileStat;
+
+typedef struct AioFileOp {
+  AioFileKind kind;
+  AioFile *file;
+  AioFn *done;
+  void *opaque;
+  char *buf;          /* READ, WRITE */
+  size_t len;
+  int64_t offset;     /* of bytes; TRUNCATE: the new size */
+  const char *path;   /* OPEN */
+  int flags, mode;    /* OPEN: of open(2), to which O_CLOEXEC is added */
+  AioFileStat stat;   /* STAT: result */
+  size_t moved;       /* result: bytes read or written */
+  int error;          /* result: -errno of what ended it; there may be bytes all the same. 0 and fewer bytes: the end */
+  /* file.c and the engines */
+  AioContext *ctx;
+  AioJob job;
+  AioLink link, live;
+  void *bounce;
+  int64_t word;       /* the engine's */
+  char *leg_buf;      /* what is asked of the kernel now */
+  size_t leg_len;
+  int64_t leg_offset;
+  int leg_fd;
+  uint8_t engine;     /* that has it now */
+  uint8_t stage;      /* the engine's */
+  uint8_t state;
+} AioFileOp;
+
+/* A file that is not open yet: an OPEN on it comes first. `direct`: past the page cache, where the file system can do
+ * that, whatever offsets and lengths are used. NULL: no memory. Counted; the last unref closes. */
+AioFile *aio_file_new(AioEngine engine, bool direct);
+void aio_file_ref(AioFile *f);
+void aio_file_unref(AioFile *f);
+/* No new request is taken; the descriptor is closed when those that the kernel has are done. Twice is fine. */
+void aio_file_close(AioFile *f);
+bool aio_file_is_open(const AioFile *f);
+int aio_file_fd(const AioFile *f);
+/* Which engine works for this file in this context: what was asked for, or the next that the system grants. */
+AioEngine aio_file_engine(AioContext *ctx, const AioFile *f);
+const char *aio_engine_name(AioEngine engine);
+/* Tries to do a READ or WRITE in the page cache, without waiting; for AIO_ENGINE_AUTO. true: done is not called, the
+ * results are there. A turn does so much and no more, so that nobody is kept waiting. */
+bool aio_file_try(AioContext *ctx, AioFileOp *op);
+/* done(opaque) will be called once in a turn of the context; op and what it names stay until then, or until the context
+ * is closed, which waits for the kernel and calls no more done. 0, -EBADF: closed; -ENOMEM, -ESHUTDOWN. */
+int aio_file_submit(AioContext *ctx, AioFileOp *op);
+/* Asks for it to end early, with error -ECANCELED; it may also end well. */
+void aio_file_cancel(AioFileOp *op);
 
 /* ---- names to addresses ------------------------------------------------------------------------------------ */
 

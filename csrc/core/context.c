@@ -19,6 +19,8 @@ void *aio__realloc(void *p, size_t size) {
   return NULL;
 }
 
+void *aio__aligned(size_t size) { return aligned_alloc(AIO_FILE_ALIGN, size); }
+
 int aio__grow(void **v, uint32_t *cap, uint32_t need, size_t size) {
   if (need <= *cap) return 0;
   uint64_t want = *cap ? *cap : 16;
@@ -64,6 +66,9 @@ int aio_context_new(AioContext **out, const AioOptions *opts) {
   list_init(&ctx->testers);
   ctx->wake_at = &ctx->woken;
   ctx->shuffle = opts->shuffle;
+  ctx->ring_entries = opts->ring_entries;
+  ctx->laio_batch = opts->laio_batch;
+  ctx->inline_left = INLINE_BYTES;
   int rc = -pthread_mutex_init(&ctx->lock, NULL);
   if (rc < 0) goto no_lock;
   rc = aio_notifier_open(&ctx->notifier);
@@ -87,9 +92,12 @@ no_lock:
 void aio_context_close(AioContext *ctx) {
   if (atomic_exchange(&ctx->closed, true)) return;
   aio__pool_stop(ctx);
+  aio__files_stop(ctx);
   aio__co_drop(ctx);
   aio__bhs_drop(ctx);
   aio__pool_free(ctx);
+  aio__files_free(ctx);
+  aio__defer_drop(ctx);
   aio__fds_drop(ctx);
   aio__timers_drop(ctx);
   aio__vclock_leave(ctx);
@@ -134,7 +142,7 @@ void aio_context_stats(const AioContext *ctx, AioStats *out) {
   for (const AioLink *l = ctx->ready.next; l != &ctx->ready; l = l->next) out->bhs_pending++;
   for (const AioLink *l = ctx->idle.next; l != &ctx->idle; l = l->next) out->bhs_pending++;
   out->timers_armed = ctx->ntimers;
-  out->watches = ctx->nwatches;
+  out->watches = ctx->nwatches - ctx->own_watches;
   out->poll_ns = atomic_load_explicit(&ctx->poll_ns, memory_order_relaxed);
 }
 
@@ -178,8 +186,8 @@ bool aio_context_busy(AioContext *ctx) { return aio__bhs_pending(ctx) || !list_e
 
 bool aio_context_can_wake(const AioContext *ctx) {
   return !list_empty(&ctx->ready) || !list_empty(&ctx->idle) || !list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready) ||
-         atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches || ctx->ntimers ||
-         aio__pool_jobs(ctx);
+         atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches > ctx->own_watches || ctx->ntimers ||
+         aio__pool_jobs(ctx) || aio__file_ops(ctx);
 }
 
 int64_t aio__plan(AioContext *ctx) {
@@ -245,12 +253,15 @@ static void wait_or_glance(AioContext *ctx, int64_t limit) {
 
 bool aio__dispatch(AioContext *ctx) {
   ctx->stats.polls++;
+  ctx->inline_left = INLINE_BYTES;
+  aio_defer_begin(ctx);
   aio__accept(ctx);
   bool progress = !list_empty(&ctx->woken) && aio__woken_run(ctx);
   progress |= aio__bhs_run(ctx);
   if (ctx->nwatches) progress |= aio__fds_run(ctx); /* the lost ones count until they are told */
   if (ctx->ntimers) progress |= aio__timers_run(ctx);
   if (progress) ctx->sweep_due = true;
+  aio_defer_end(ctx);
   return progress;
 }
 
@@ -261,6 +272,7 @@ bool aio_poll(AioContext *ctx, int64_t limit_ns) {
   aio_context_set_home(ctx);
   ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
   if (ctx->depth++ == 0) ctx->sweep_due = true; /* the caller may have closed fds */
+  if (ctx->ndeferred) aio__defer_run(ctx); /* what is waited for may be among it */
   wait_or_glance(ctx, limit_ns);
   bool progress = aio__dispatch(ctx);
   ctx->depth--;

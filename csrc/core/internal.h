@@ -11,6 +11,7 @@
 /* ---- memory: the one door, which may return NULL ------------------------------------------------------------- */
 
 void *aio__realloc(void *p, size_t size); /* size 0 frees */
+void *aio__aligned(size_t size);          /* for transfers past the page cache; of AIO_FILE_ALIGN, as is size */
 
 /* Grows *v (elements of `size` bytes) so that it has room for `need`; -ENOMEM leaves it as it was. */
 int aio__grow(void **v, uint32_t *cap, uint32_t need, size_t size);
@@ -57,6 +58,12 @@ typedef struct AioHeap {
 
 typedef struct AioSource AioSource;
 typedef struct AioPool AioPool;
+typedef struct AioFiles AioFiles;
+
+typedef struct AioDeferred {
+  AioFn *fn;
+  void *opaque;
+} AioDeferred;
 
 struct AioContext {
   atomic_uint refs;              /* any */
@@ -114,6 +121,13 @@ struct AioContext {
 
   AioSource *source;             /* source.c */
   AioPool *pool;                 /* pool.c */
+  AioFiles *files;               /* file.c */
+  unsigned ring_entries, laio_batch; /* as the options have it */
+  unsigned own_watches;          /* home: those of the engines, which by themselves wake nobody */
+  size_t inline_left;            /* home: bytes that may still be read or written at once in this turn */
+  AioDeferred *deferred;         /* home: defer.c */
+  uint32_t ndeferred, deferred_cap;
+  unsigned sections;
   AioAroundFn *around;           /* home */
   void *around_opaque;
 
@@ -183,6 +197,29 @@ bool aio__work_seen(AioContext *ctx);    /* memory alone: is there a reason not 
 uint32_t aio__pool_jobs(const AioContext *ctx); /* whose done has not been called */
 void aio__pool_stop(AioContext *ctx);           /* waits for those that run */
 void aio__pool_free(AioContext *ctx);
+
+/* defer.c */
+void aio__defer_run(AioContext *ctx);
+void aio__defer_drop(AioContext *ctx);
+
+/* file.c, uring.c, laio.c */
+enum { INLINE_BYTES = 256 << 10 };               /* in a turn */
+uint32_t aio__file_ops(const AioContext *ctx);   /* whose done has not been called */
+void aio__files_stop(AioContext *ctx);           /* waits for the kernel */
+void aio__files_free(AioContext *ctx);
+
+typedef struct AioEngineOps {
+  int (*open)(AioContext *ctx, void **self);     /* the first time a context asks for it */
+  void (*stop)(void *self);                      /* nothing of it is used by the kernel afterwards */
+  void (*free)(void *self);
+  void (*submit)(void *self, AioFileOp *op);     /* its leg; the answer comes by aio__file_leg_over, in a turn */
+  void (*cancel)(void *self, AioFileOp *op);
+} AioEngineOps;
+
+extern const AioEngineOps aio__uring_engine, aio__laio_engine;
+void aio__file_leg_over(AioFileOp *op, int64_t result); /* bytes, or -errno; may free op, or close the context */
+void aio__file_legs_over(AioLink *over, AioBH *bh); /* each with its `word`; bh calls this again for what is left */
+void aio__file_leg_refused(AioFileOp *op);       /* the engine has failed: another one is to do it */
 
 /* source.c */
 void aio__source_drop(AioContext *ctx);

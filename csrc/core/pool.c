@@ -28,7 +28,7 @@ static _Thread_local Worker *this_worker;
 
 struct AioPool {
   AioContext *ctx;
-  AioBH bh;
+  AioBH bh, more; /* more: the same for what is left of home_done, when a nested turn comes in between */
   AioLink home_done; /* finished jobs whose done is still to be called */
   uint32_t home_jobs;
   pthread_mutex_t lock;
@@ -159,9 +159,11 @@ static void tell(void *opaque) {
     list_unlink(&job->link);
     job->state = AIO_JOB_OVER;
     p->home_jobs--;
+    if (!list_empty(&p->home_done)) aio_bh_schedule(&p->more);
     job->done(job->opaque); /* may free the job, or close the context */
     if (ctx->pool != p) return;
   }
+  aio_bh_cancel(&p->more);
 }
 
 static int new_pool(AioContext *ctx) {
@@ -174,6 +176,7 @@ static int new_pool(AioContext *ctx) {
   list_init(&p->finished);
   list_init(&p->left);
   aio_bh_init(&p->bh, ctx, tell, p);
+  aio_bh_init_local(&p->more, ctx, tell, p);
   pthread_mutex_init(&p->lock, NULL); /* neither these nor the next can fail on Linux */
   pthread_condattr_init(&monotonic);
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
