@@ -352,6 +352,7 @@ void aio_file_unref(AioFile *f);
 void aio_file_close(AioFile *f);
 bool aio_file_is_open(const AioFile *f);
 int aio_file_fd(const AioFile *f);
+int64_t aio_file_size(const AioFile *f); /* now, in bytes; or -errno */
 /* Which engine works for this file in this context: what was asked for, or the next that the system grants. */
 AioEngine aio_file_engine(AioContext *ctx, const AioFile *f);
 const char *aio_engine_name(AioEngine engine);

@@ -21,7 +21,7 @@
 
 typedef enum LKind {
   L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_SIGNAL, L_CANCEL, L_WRAP, L_GROUP,
-  L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_KINDS
+  L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_BUFFER, L_FILE, L_KINDS
 } LKind;
 
 typedef struct LContext LContext;
@@ -288,18 +288,18 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise); /* [-0, +n, e] true, 
 void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
 void aioL_report_unjoined(LContext *c);              /* at the end of a turn */
 
-/* ---- lpool.c: what a thread of the pool does for a waiter; lparcel.c: values on their way to another state ---- */
+/* ---- lpool.c: what a thread of the pool, or the kernel, does for a waiter; lparcel.c: values on their way to another state ---- */
 
 typedef struct LFlight {
   AioLink link;  /* in c->flights */
   LContext *c;
   LTicket *tk;   /* its op is the flight; NULL: nobody waits any more */
-  AioJob *job;
+  void (*cancel)(struct LFlight *f); /* asks for it to end early */
   void (*free)(struct LFlight *f);
   bool over;     /* done has been called */
 } LFlight;
 
-void aioL_flight_begin(LFlight *f, LContext *c, AioJob *job, void (*free)(LFlight *f));
+void aioL_flight_begin(LFlight *f, LContext *c, void (*cancel)(LFlight *f), void (*free)(LFlight *f));
 void aioL_flight_wait(LFlight *f, LTicket *tk);     /* the job has been submitted */
 void aioL_flight_done(LFlight *f);
 void aioL_flight_end(LFlight *f);                   /* its results have been fetched, or it was not submitted */
@@ -312,6 +312,29 @@ LParcel *aioL_parcel_pack(lua_State *L, int first); /* [-n, +0, e] from `first` 
 LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, bool *ok);
 int aioL_parcel_unpack(lua_State *L, LParcel *p);   /* [-0, +n, m] */
 void aioL_parcel_free(LParcel *p);                  /* any thread; NULL is fine */
+
+/* ---- lbuffer.c: memory that the kernel fills ---- */
+
+typedef struct LBlock {
+  char *data;
+  size_t cap;
+  uint32_t refs;
+  bool busy;      /* the kernel has it */
+  bool waited;    /* and somebody waits for what it does with it */
+} LBlock;
+
+typedef struct LBuffer {
+  LBlock *block;  /* NULL: none yet */
+  size_t cap, len;
+} LBuffer;
+
+LBuffer *aioL_check_buffer(lua_State *L, int idx);       /* [-0, +0, v] one that nobody is using */
+LBlock *aioL_buffer_block(lua_State *L, LBuffer *b);     /* [-0, +0, m] its memory */
+LBlock *aioL_block_new(size_t cap);                      /* NULL: no memory */
+void aioL_block_unref(LBlock *block);
+/* [-0, +0, v] the bytes of a string, number or buffer */
+const char *aioL_check_bytes(lua_State *L, int idx, size_t *len);
+int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] */
 
 /* ---- lscope.c: cancelling, and scopes ---- */
 
@@ -395,6 +418,9 @@ void aioL_open_source(lua_State *L, LRuntime *rt, int module);
 void aioL_open_pool(lua_State *L, LRuntime *rt, int module);
 void aioL_open_resolve(lua_State *L, LRuntime *rt, int module);
 void aioL_open_signal(lua_State *L, LRuntime *rt, int module);
+void aioL_open_files(lua_State *L, LRuntime *rt, int module);
+void aioL_open_buffer(lua_State *L, LRuntime *rt, int module);
+void aioL_open_file(lua_State *L, LRuntime *rt, int module);
 void aioL_open_wait(lua_State *L, LRuntime *rt, int module);
 /* Adds functions that know the runtime to the table on top of the stack. */
 void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions);

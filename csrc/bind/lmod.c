@@ -40,7 +40,8 @@ void *aioL_test(lua_State *L, int idx, LKind kind) {
 
 static const char *const class_names[L_KINDS] = {
   "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.signal", "aioloop.cancelled", "aioloop.wrap",
-  "aioloop.group", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue"};
+  "aioloop.group", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue",
+  "aioloop.buffer", "aioloop.file"};
 
 const char *aioL_kind_name(LKind kind) { return class_names[kind] + sizeof "aioloop." - 1; }
 
@@ -257,6 +258,7 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_group(L, rt, 1);
   aioL_open_wait(L, rt, 1);
   aioL_open_source(L, rt, 1);
+  aioL_open_files(L, rt, 1);
   lua_settop(L, 1);
   return 1;
 }

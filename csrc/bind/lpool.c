@@ -100,8 +100,8 @@ static void run(void *opaque) {
 
 /* ---- at home: any job for which somebody waits ---- */
 
-void aioL_flight_begin(LFlight *f, LContext *c, AioJob *job, void (*free_flight)(LFlight *f)) {
-  *f = (LFlight){.c = c, .job = job, .free = free_flight};
+void aioL_flight_begin(LFlight *f, LContext *c, void (*cancel)(LFlight *f), void (*free_flight)(LFlight *f)) {
+  *f = (LFlight){.c = c, .cancel = cancel, .free = free_flight};
   list_append(&c->flights, &f->link);
 }
 
@@ -125,12 +125,12 @@ void aioL_flight_done(LFlight *f) {
     aioL_flight_end(f);
 }
 
-/* Whoever does not wait any more leaves a job that runs alone, and takes back one that is queued. */
+/* Whoever does not wait any more: a job that runs is left alone, one that is queued is taken back. */
 void aioL_flight_leave(LTicket *tk) {
   LFlight *f = tk->op;
   if (f->over) return;
   f->tk = NULL;
-  aio_pool_cancel(f->job);
+  f->cancel(f);
 }
 
 void aioL_flight_revoke(lua_State *L, LTicket *tk) {
@@ -160,6 +160,7 @@ static void free_work(LFlight *f) {
   free(w);
 }
 
+static void cancel_work(LFlight *f) { aio_pool_cancel(&container_of(f, LWork, f)->job); }
 static void done(void *opaque) { aioL_flight_done(&((LWork *)opaque)->f); }
 
 /* stack: ..., LWork (light) -> results, or error and traceback */
@@ -240,7 +241,7 @@ static int mod_work(lua_State *L) {
   LParcel *in = aioL_parcel_pack(L, 1);
   LWork *w = malloc(sizeof *w);
   if (w) *w = (LWork){.in = in};
-  if (w) aioL_flight_begin(&w->f, c, &w->job, free_work);
+  if (w) aioL_flight_begin(&w->f, c, cancel_work, free_work);
   if (!w) aioL_parcel_free(in);
   if (!w || !copy_paths(L, w)) {
     if (w) aioL_flight_end(&w->f);

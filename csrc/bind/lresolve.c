@@ -23,6 +23,7 @@ static void free_resolve(LFlight *f) {
   free(lr);
 }
 
+static void cancel(LFlight *f) { aio_pool_cancel(&container_of(f, LResolve, f)->r.job); }
 static void done(void *opaque) { aioL_flight_done(&container_of((AioResolve *)opaque, LResolve, r)->f); }
 
 /* stack: LResolve (light) -> list */
@@ -123,7 +124,7 @@ static int mod_getaddrinfo(lua_State *L) {
   lr->r.stream = type != 2;
   lr->r.dgram = type == 2;
   lr->r.passive = passive;
-  aioL_flight_begin(&lr->f, c, &lr->r.job, free_resolve);
+  aioL_flight_begin(&lr->f, c, cancel, free_resolve);
   LTicket *tk = aioL_ticket(L, c, &resolve_ops);
   int rc = aio_resolve(c->core, &lr->r, done);
   if (rc == 0) {

@@ -81,6 +81,11 @@ void aio_file_unref(AioFile *f) {
 bool aio_file_is_open(const AioFile *f) { return !f->closed && f->fd >= 0; }
 int aio_file_fd(const AioFile *f) { return f->closed ? -1 : f->fd; }
 
+int64_t aio_file_size(const AioFile *f) {
+  struct stat st;
+  return fstat(aio_file_fd(f), &st) < 0 ? -errno : st.st_size;
+}
+
 /* ---- what blocks ---- */
 
 static int64_t ns_of(struct timespec t) { return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec; }

@@ -8,9 +8,12 @@
 
 #include "internal.h"
 
-#if __has_include(<liburing/io_uring_version.h>) /* 2.3 or later */
-#define AIO_HAVE_URING 1
+#if __has_include(<liburing.h>)
 #include <liburing.h>
+#endif
+
+#ifdef IORING_SETUP_DEFER_TASKRUN /* liburing 2.3 or later */
+#define AIO_HAVE_URING 1
 
 #define AIO_URING_FUNCTIONS(X)                                                        \
   X(io_uring_queue_init_params) X(io_uring_queue_exit) X(io_uring_submit)              \

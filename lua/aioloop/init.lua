@@ -13,6 +13,7 @@ for name, value in pairs(core) do aio[name] = value end
 for file, names in pairs {
   ["aioloop.combine"] = { "gather", "race", "map", "from_callback" },
   ["aioloop.report"] = { "tasks", "dump", "dump_on" },
+  ["aioloop.file"] = { "open", "buffer", "readfile", "writefile" },
 } do
   for _, name in ipairs(names) do
     aio[name] = function(...) return require(file)[name](...) end
@@ -20,6 +21,7 @@ for file, names in pairs {
 end
 
 aio.glib_iterate = nil -- see aioloop.glib
+aio.files = nil -- see aioloop.file
 local call = core.call
 aio.call = nil -- aio(fn, ...) is aio.run(fn, ...)
 

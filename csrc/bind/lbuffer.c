@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MIT
+ * aio.buffer: memory that is read into again and again, so that no string is made of what only passes through.
+ *
+ * Owner    an LBuffer is a userdata and has an LBlock, which is counted: while the kernel has it, the operation holds it.
+ * Keep     a block that the kernel has is not touched. Where nobody waits for that any more, the buffer lets go of it and
+ *          has another one when it is next used. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lbind.h"
+
+/*** Buffers.
+@module aioloop.buffer */
+
+void aioL_block_unref(LBlock *block) {
+  if (!block || --block->refs) return;
+  free(block->data);
+  free(block);
+}
+
+/* Aligned as files past the page cache want it, if it is large enough to matter. */
+static char *new_data(size_t cap) {
+  if (cap < AIO_FILE_ALIGN) return malloc(cap ? cap : 1);
+  return aligned_alloc(AIO_FILE_ALIGN, (cap + AIO_FILE_ALIGN - 1) / AIO_FILE_ALIGN * AIO_FILE_ALIGN);
+}
+
+LBlock *aioL_block_new(size_t cap) { /* NULL: no memory */
+  LBlock *block = malloc(sizeof *block);
+  if (!block) return NULL;
+  *block = (LBlock){.data = new_data(cap), .cap = cap, .refs = 1};
+  if (block->data) return block;
+  free(block);
+  return NULL;
+}
+
+/* What is left of a wait that was given up is the kernel's: the block has another owner beside us, and is busy. */
+static void let_go_of_lost(LBuffer *b) {
+  if (!b->block || !b->block->busy) return;
+  aioL_block_unref(b->block);
+  b->block = NULL;
+  b->len = 0;
+}
+
+LBuffer *aioL_check_buffer(lua_State *L, int idx) {
+  LBuffer *b = aioL_check(L, idx, L_BUFFER);
+  if (b->block && b->block->waited) luaL_error(L, "the buffer is being read into or written from");
+  let_go_of_lost(b);
+  return b;
+}
+
+LBlock *aioL_buffer_block(lua_State *L, LBuffer *b) {
+  if (!b->block) b->block = aioL_block_new(b->cap);
+  if (!b->block) luaL_error(L, "not enough memory");
+  return b->block;
+}
+
+const char *aioL_check_bytes(lua_State *L, int idx, size_t *len) {
+  if (lua_type(L, idx) == LUA_TUSERDATA && aioL_test(L, idx, L_BUFFER)) {
+    const LBuffer *b = aioL_check_buffer(L, idx);
+    *len = b->len;
+    return b->block ? b->block->data : "";
+  }
+  if (lua_type(L, idx) != LUA_TSTRING && lua_type(L, idx) != LUA_TNUMBER) luaL_typeerror(L, idx, "string, number or buffer");
+  return lua_tolstring(L, idx, len);
+}
+
+int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w) {
+  char numeral[256];
+  const char *s = aio_input_bytes(in) + from + w->skip;
+  if (w->kind != AIO_WANT_NUMBER) return lua_pushlstring(L, w->len ? s : "", w->len), 1;
+  memcpy(numeral, s, w->len);
+  numeral[w->len] = 0;
+  if (!lua_stringtonumber(L, numeral)) luaL_pushfail(L);
+  return 1;
+}
+
+/*** Makes a buffer. It may be given to `read`-like operations in place of a number, and to those that write in place of a
+string.
+@function buffer
+@tparam integer n how many bytes fit
+@treturn buffer empty */
+static int mod_buffer(lua_State *L) {
+  lua_Integer n = luaL_checkinteger(L, 1);
+  luaL_argcheck(L, n >= 0 && n <= INT64_C(1) << 40, 1, "size out of range");
+  LBuffer *b = lua_newuserdatauv(L, sizeof *b, 0);
+  *b = (LBuffer){.cap = (size_t)n};
+  aioL_set_class(L, aioL_runtime(L), L_BUFFER);
+  aioL_buffer_block(L, b);
+  if (n >= 1 << 16) lua_gc(L, LUA_GCSTEP, (int)(n >> 10 < INT32_MAX ? n >> 10 : INT32_MAX)); /* it sees a few bytes only */
+  return 1;
+}
+
+/*** Puts a string into it, in place of what was there.
+@function buffer:set
+@tparam string s no longer than its capacity
+@treturn buffer itself */
+static int buffer_set(lua_State *L) {
+  LBuffer *b = aioL_check_buffer(L, 1);
+  size_t len;
+  const char *s = luaL_checklstring(L, 2, &len);
+  luaL_argcheck(L, len <= b->cap, 2, "does not fit into the buffer");
+  memcpy(aioL_buffer_block(L, b)->data, s, len);
+  b->len = len;
+  return lua_settop(L, 1), 1;
+}
+
+/* As string.sub has it. */
+static size_t place(lua_State *L, int idx, lua_Integer def, size_t len, bool first) {
+  lua_Integer at = luaL_optinteger(L, idx, def), n = (lua_Integer)len;
+  if (at < 0) at = at < -n ? 0 : n + at + 1;
+  if (first && at == 0) at = 1;
+  return (size_t)(at > n + first ? n + first : at);
+}
+
+/*** Its bytes as a string.
+@function buffer:tostring
+@tparam[opt=1] integer i the first, as in string.sub
+@tparam[opt=-1] integer j the last
+@treturn string */
+static int buffer_tostring(lua_State *L) {
+  const LBuffer *b = aioL_check_buffer(L, 1);
+  size_t i = place(L, 2, 1, b->len, true), j = place(L, 3, -1, b->len, false);
+  lua_pushlstring(L, i <= j ? b->block->data + i - 1 : "", i <= j ? j - i + 1 : 0);
+  return 1;
+}
+
+/*** How many bytes fit.
+@function buffer:capacity
+@treturn integer */
+static int buffer_capacity(lua_State *L) {
+  return lua_pushinteger(L, (lua_Integer)((LBuffer *)aioL_check(L, 1, L_BUFFER))->cap), 1;
+}
+
+static int buffer_len(lua_State *L) { return lua_pushinteger(L, (lua_Integer)aioL_check_buffer(L, 1)->len), 1; }
+
+static int buffer_text(lua_State *L) {
+  const LBuffer *b = aioL_check(L, 1, L_BUFFER);
+  lua_pushfstring(L, "aioloop.buffer (%I of %I bytes): %p", (LUAI_UACINT)b->len, (LUAI_UACINT)b->cap, lua_topointer(L, 1));
+  return 1;
+}
+
+static int buffer_gc(lua_State *L) {
+  LBuffer *b = aioL_check(L, 1, L_BUFFER);
+  aioL_block_unref(b->block);
+  b->block = NULL;
+  b->len = 0;
+  return 0;
+}
+
+void aioL_open_buffer(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg methods[] = {{"set", buffer_set}, {"tostring", buffer_tostring}, {"capacity", buffer_capacity},
+    {"__len", buffer_len}, {"__tostring", buffer_text}, {"__gc", buffer_gc}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"buffer", mod_buffer}, {NULL, NULL}};
+  aioL_class(L, rt, L_BUFFER, methods);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}
