@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- What every benchmark program shares: reporting, checking, delays drawn from a fixed sequence, resident memory.
+-- What every benchmark program shares: reporting, checking, numbers drawn from a fixed sequence, resident
+-- memory, the file to read.
 
 local measure = {}
 
@@ -14,15 +15,17 @@ function measure.expect(got, want, what)
   end
 end
 
--- `count` whole milliseconds in [low, high], the same ones in every program, in no order.
-function measure.delays_ms(count, low, high)
-  local delays, x = {}, 12345
+-- `count` integers in [low, high], the same ones in every program, in no order.
+function measure.scattered(count, low, high)
+  local numbers, x = {}, 12345
   for i = 1, count do
     x = (x * 1103515245 + 12345) & 0x7fffffff
-    delays[i] = low + (x >> 8) % (high - low + 1)
+    numbers[i] = low + (x >> 8) % (high - low + 1)
   end
-  return delays
+  return numbers
 end
+
+measure.delays_ms = measure.scattered
 
 function measure.delays_s(count, low, high)
   local delays = measure.delays_ms(count, low, high)
@@ -43,6 +46,18 @@ function measure.rss()
   local file <close> = assert(io.open("/proc/self/statm"))
   local _, pages = file:read("n", "n")
   return pages * 4096
+end
+
+-- The file that data.lua has written: its path, the 8 bytes that fill the page at each offset, its size. It is in the
+-- page cache afterwards.
+function measure.data()
+  local path, marks, offset = assert(os.getenv "BENCH_DATA", "BENCH_DATA: not set"), {}, 0
+  for page in io.lines(path, 4096) do
+    marks[offset] = string.pack("j", offset)
+    measure.expect(page, marks[offset]:rep(512), "page")
+    offset = offset + 4096
+  end
+  return path, marks, offset
 end
 
 return measure

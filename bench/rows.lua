@@ -1,7 +1,8 @@
 -- SPDX-License-Identifier: MIT
 -- The rows of the table: one program per row and column, what each prints, and the goals.
 
--- `limit`, `luv`, `cqueues`: the least ratio of that column to aioloop. `max`: the most aioloop itself may show.
+-- In a figure `limit`, `luv`, `cqueues`: the least ratio of that column to aioloop; `max`: the most aioloop may show.
+-- In a row `<column>`: its program and arguments, where they are not the row's name; `one_cpu`: all threads on one.
 return {
   {name = "bh",
     {"bh_chain", "one-shot BH, chained", limit = 0.80, luv = 2.5, cqueues = 8},
@@ -35,6 +36,33 @@ return {
   {name = "pingpong",
     {"pingpong_1", "fd ping-pong, 1 pair", limit = 0.88, luv = 1.15, cqueues = 1.6},
     {"pingpong_1000", "fd ping-pong, 1,000 pairs", limit = 0.80, luv = 1.15, cqueues = 1.6}},
+  {name = "pool_c", one_cpu = true,
+    {"pool_256", "pool job in C, 256 in flight", limit = 0.35},
+    {"pool_1", "pool job in C, 1 in flight", limit = 0.75}},
+  {name = "pool_lua", one_cpu = true, limit = "pool_c",
+    {"pool_256", "pool job in Lua, 256", limit = 0.15, luv = 4},
+    {"pool_1", "pool job in Lua, 1", luv = 1.8}},
+  {name = "file", one_cpu = true, limit = "file pread",
+    {"file_1", "4 KiB read, string, 1", limit = 0.45, luv = 8},
+    {"file_32", "4 KiB read, string, 32", limit = 0.50, luv = 3.5},
+    {"file_buffer_1", "4 KiB read, buffer, 1", limit = 0.45},
+    {"file_buffer_32", "4 KiB read, buffer, 32", limit = 0.50}},
+  {name = "file_uring", one_cpu = true, aioloop = "file io_uring", limit = "file io_uring",
+    {"file_1", "4 KiB, io_uring, string, 1"},
+    {"file_32", "4 KiB, io_uring, string, 32"},
+    {"file_buffer_1", "4 KiB, io_uring, buffer, 1"},
+    {"file_buffer_32", "4 KiB, io_uring, buffer, 32"}},
+  {name = "file_threads", one_cpu = true, aioloop = "file threads", limit = "file pread",
+    {"file_1", "4 KiB, threads, string, 1"},
+    {"file_32", "4 KiB, threads, string, 32"},
+    {"file_buffer_1", "4 KiB, threads, buffer, 1"},
+    {"file_buffer_32", "4 KiB, threads, buffer, 32"}},
+  {name = "direct_uring", one_cpu = true, aioloop = "file io_uring direct", limit = "file io_uring direct",
+    {"file_32", "O_DIRECT io_uring, string, 32"},
+    {"file_buffer_32", "O_DIRECT io_uring, buffer, 32"}},
+  {name = "direct_threads", one_cpu = true, aioloop = "file threads direct", limit = "file pread direct",
+    {"file_32", "O_DIRECT threads, string, 32"},
+    {"file_buffer_32", "O_DIRECT threads, buffer, 32"}},
   {name = "mem_co",
     {"mem_co", "bytes per sleeping coroutine", max = 1290}},
   {name = "mem_timer",

@@ -36,8 +36,8 @@ end
 local function environment()
   local path = os.getenv("LUA_PATH") or ("%s/../lua/?.lua;%s/../lua/?/init.lua;;"):format(here, here)
   local cpath = os.getenv("LUA_CPATH") or ("%s/../build/?.so;;"):format(here)
-  return ("LUA_PATH=%s LUA_CPATH=%s"):format(
-    quote(here .. "/?.lua;" .. path), quote(here .. "/build/?.so;" .. cpath))
+  return ("LUA_PATH=%s LUA_CPATH=%s BENCH_DATA=%s"):format(
+    quote(here .. "/?.lua;" .. path), quote(here .. "/build/?.so;" .. cpath), quote(here .. "/build/data"))
 end
 
 local function exists(path)
@@ -45,16 +45,29 @@ local function exists(path)
   return file ~= nil
 end
 
--- The command of a column in a row, or nil where that column has no equivalent.
+-- The first CPU that we may use at all.
+local function one_cpu()
+  for line in io.lines("/proc/self/status") do
+    local first = line:match("^Cpus_allowed_list:%s*(%d+)")
+    if first then
+      return "taskset -c " .. first .. " "
+    end
+  end
+end
+
+-- The command of a column in a row, or nil where that column has no equivalent. What is not in Lua is in C.
 local function command(row, column)
   if row.name == "require" then
     return column ~= "limit" and quote(here .. "/build/startup") .. " " .. column or nil
   end
-  if row.name == "pingpong" and column == "limit" then
-    return quote(here .. "/build/pingpong")
+  local name, arguments = (row[column] or row.name):match("^(%S+)(.*)")
+  local program, line = ("%s/%s/%s"):format(here, column, name), nil
+  if exists(program .. ".lua") then
+    line = "lua5.4 " .. quote(program .. ".lua") .. arguments
+  elseif exists(program .. ".c") then
+    line = quote(("%s/build/%s_%s"):format(here, column, name)) .. arguments
   end
-  local program = ("%s/%s/%s.lua"):format(here, column, row.name)
-  return exists(program) and "lua5.4 " .. quote(program) or nil
+  return line and (row.one_cpu and one_cpu() or "") .. line
 end
 
 ---- Running

@@ -1,0 +1,41 @@
+-- SPDX-License-Identifier: MIT
+-- Reads of 4 KiB with luv, each callback begins the next: 1 in flight, and 32. It has no buffers to read into.
+
+local measure = require "measure"
+local uv = require "luv"
+local path, marks, size = measure.data()
+
+local function check(data, offset)
+  if data:sub(1, 8) ~= marks[offset] or data:sub(-8) ~= marks[offset] then
+    error("wrong bytes at " .. offset)
+  end
+end
+
+local function reads(count, depth)
+  local offsets, begun, ended = measure.scattered(count, 0, size // 4096 - 1), 0, 0
+  local fd = assert(uv.fs_open(path, "r", 0))
+  local function read()
+    begun = begun + 1
+    local offset = offsets[begun] * 4096
+    assert(uv.fs_read(fd, 4096, offset, function(err, data)
+      check(assert(data, err), offset)
+      ended = ended + 1
+      if begun < count then
+        read()
+      end
+    end))
+  end
+  local begin = uv.hrtime()
+  for _ = 1, depth do
+    read()
+  end
+  uv.run()
+  local span = uv.hrtime() - begin
+  assert(uv.fs_close(fd))
+  measure.expect(ended, count, "reads")
+  return span
+end
+
+reads(1000, 32)
+measure.report("file_1", reads(30000, 1), 30000)
+measure.report("file_32", reads(100000, 32), 100000)
