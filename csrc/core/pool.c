@@ -5,6 +5,9 @@
  * Threads  submit, cancel, set_threads, close: home. run: a worker. done: home, in a turn, never inside submit.
  * Owner    the job is the caller's memory until done has been called, or its context was closed. Workers are joined by
  *          the home thread: those that have left by the next one that calls, all of them by close.
+ *          Threads are called one at a time. While some work, the next one called only watches the queue: it takes a job
+ *          that has waited for PATIENCE_NS, and calls another. So short jobs are done by few threads, with few switches
+ *          from one to the other, and those that block have as many as there may be within a moment.
  * Keep     jobs start in the order of submission, and done is called once for each, in the order in which they finished.
  *          One that is queued can be cancelled, one that runs runs to its end. Everything below `lock` belongs to who
  *          holds it; `home_*` belongs to the home thread. */
@@ -14,7 +17,9 @@
 
 #include "internal.h"
 
-enum { MAX_THREADS = 64, IDLE_SECONDS = 10 };
+enum { MAX_THREADS = 64, UNTOLD_MAX = 64 };
+#define IDLE_NS INT64_C(10000000000) /* so long does a thread stay without work */
+#define PATIENCE_NS INT64_C(200000)  /* a job that is queued for so long shows that those who work are too few */
 
 typedef struct Worker {
   AioLink link; /* in `left` */
@@ -35,8 +40,13 @@ struct AioPool {
   pthread_cond_t work, gone;
   AioLink queued, finished; /* jobs */
   AioLink left;             /* workers to be joined */
-  uint32_t nqueued;
+  uint32_t nqueued, untold, taken;
+  uint32_t overdue; /* so many of the first have been queued for PATIENCE_NS */
   int threads, idle, min, max;
+  int working, between; /* threads with a job; those of them that are done with one and will look for the next */
+  bool called;   /* one has been signalled, or started, and has not looked yet */
+  bool watching; /* one waits to see whether the others are enough */
+  bool told;     /* home will look at `finished` */
   bool stopping;
 };
 
@@ -52,31 +62,105 @@ static void move_all(AioLink *from, AioLink *to) {
 
 /* ---- workers ---- */
 
-/* false: there has been nothing to do for a while, or there are too many of us. */
-static bool wait_for_work(AioPool *p) {
-  struct timespec until;
-  clock_gettime(CLOCK_MONOTONIC, &until);
-  until.tv_sec += IDLE_SECONDS;
-  while (list_empty(&p->queued) && !p->stopping) {
-    if (p->threads > p->max) return false;
-    p->idle++;
-    int rc = pthread_cond_timedwait(&p->work, &p->lock, &until);
-    p->idle--;
-    if (rc == ETIMEDOUT && list_empty(&p->queued)) {
-      if (p->threads > p->min) return false;
-      until.tv_sec += IDLE_SECONDS;
-    }
-  }
-  return !p->stopping && p->threads <= p->max;
-}
-
-static void finish(AioPool *p, AioJob *job) {
-  bool first = list_empty(&p->finished);
-  list_append(&p->finished, &job->link);
-  if (!first) return; /* the BH is on its way */
+/* Holding the lock, which it gives up for a moment. */
+static void tell_home(AioPool *p) {
+  p->told = true;
+  p->untold = 0;
   pthread_mutex_unlock(&p->lock);
   aio_bh_schedule(&p->bh);
   pthread_mutex_lock(&p->lock);
+}
+
+static void tell_what_is_untold(AioPool *p) {
+  if (!p->told && !list_empty(&p->finished)) tell_home(p);
+}
+
+static int start_worker(AioPool *p);
+
+/* There is work, and somebody who has time should know. One at a time: he calls the next. 1: the caller is to signal
+ * `work` when it has let go of the lock, or who wakes up would have to wait for that. */
+static int call_a_worker(AioPool *p) {
+  if (p->called || (p->watching && p->working) || (uint32_t)p->between >= p->nqueued) return 0;
+  if (!p->idle && !p->watching && p->threads >= p->max) return 0;
+  int rc = p->idle || p->watching ? 1 : start_worker(p);
+  p->called = rc >= 0;
+  return rc;
+}
+
+static bool wait_until(AioPool *p, int64_t ns) { /* false: so late is it now */
+  struct timespec until = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+  return pthread_cond_timedwait(&p->work, &p->lock, &until) != ETIMEDOUT;
+}
+
+/* false: there has been nothing to do for a while. */
+static bool wait_idle(AioPool *p) {
+  p->idle++;
+  bool in_time = wait_until(p, aio_clock_now(AIO_CLOCK_MONOTONIC) + IDLE_NS);
+  p->idle--;
+  p->called = false;
+  return in_time || !list_empty(&p->queued) || p->threads <= p->min;
+}
+
+/* Others work. Whether they are enough shows after a while: are jobs still queued that were before it? */
+static bool is_overdue(AioPool *p) {
+  if (p->overdue) return true;
+  if (p->watching) return false;
+  uint32_t taken = p->taken, queued = p->nqueued;
+  p->watching = true;
+  bool called = wait_until(p, aio_clock_now(AIO_CLOCK_MONOTONIC) + PATIENCE_NS);
+  p->watching = p->called = false;
+  tell_what_is_untold(p);
+  taken = p->taken - taken;
+  if (!called && taken < queued) p->overdue = queued - taken;
+  return false; /* look again */
+}
+
+/* true: the first job is the caller's. `works`: he has just done another one. */
+static bool wait_for_work(AioPool *p, bool works) {
+  while (!p->stopping && p->threads <= p->max) {
+    if (list_empty(&p->queued)) {
+      if (works) p->working--, p->between--;
+      works = false;
+      p->overdue = 0;
+      tell_what_is_untold(p);
+      if (list_empty(&p->queued) && !p->stopping && !wait_idle(p)) return false;
+    } else if (works || !p->working) {
+      p->working += !works;
+      p->between -= works;
+      return true;
+    } else if (is_overdue(p)) {
+      p->working++;
+      return true;
+    } else if (p->watching && !wait_idle(p)) {
+      return false;
+    }
+  }
+  if (works) p->working--, p->between--;
+  return false;
+}
+
+/* Home is told when there is nothing else to do, or somebody watches who will do it soon: so one wake-up serves many. */
+static void finish(AioPool *p, AioJob *job) {
+  job->state = AIO_JOB_FINISHED;
+  list_append(&p->finished, &job->link);
+  if (p->told) return; /* the BH is on its way */
+  if (list_empty(&p->queued) || !p->watching || ++p->untold >= UNTOLD_MAX) tell_home(p);
+}
+
+static void run_first(AioPool *p) {
+  AioJob *job = job_at(p->queued.next);
+  list_unlink(&job->link);
+  p->nqueued--;
+  p->taken++;
+  if (p->overdue) p->overdue--;
+  job->state = AIO_JOB_RUNNING;
+  bool signals = p->nqueued && call_a_worker(p) > 0;
+  pthread_mutex_unlock(&p->lock);
+  if (signals) pthread_cond_signal(&p->work);
+  job->run(job->opaque);
+  pthread_mutex_lock(&p->lock);
+  p->between++;
+  finish(p, job);
 }
 
 static void *work(void *opaque) {
@@ -84,17 +168,9 @@ static void *work(void *opaque) {
   AioPool *p = w->pool;
   this_worker = w;
   pthread_mutex_lock(&p->lock);
-  while (wait_for_work(p)) {
-    AioJob *job = job_at(p->queued.next);
-    list_unlink(&job->link);
-    p->nqueued--;
-    job->state = AIO_JOB_RUNNING;
-    pthread_mutex_unlock(&p->lock);
-    job->run(job->opaque);
-    pthread_mutex_lock(&p->lock);
-    job->state = AIO_JOB_FINISHED;
-    finish(p, job);
-  }
+  p->called = false;
+  for (bool works = false; wait_for_work(p, works); works = true) run_first(p);
+  tell_what_is_untold(p);
   if (w->local) {
     pthread_mutex_unlock(&p->lock);
     w->free_local(w->local);
@@ -102,6 +178,7 @@ static void *work(void *opaque) {
   }
   list_append(&p->left, &w->link);
   p->threads--;
+  if (p->nqueued && !p->stopping && call_a_worker(p) > 0) pthread_cond_signal(&p->work);
   pthread_cond_signal(&p->gone);
   pthread_mutex_unlock(&p->lock);
   return NULL;
@@ -152,6 +229,7 @@ static void tell(void *opaque) {
   AioPool *p = opaque;
   AioContext *ctx = p->ctx;
   pthread_mutex_lock(&p->lock);
+  p->told = false;
   move_all(&p->finished, &p->home_done);
   pthread_mutex_unlock(&p->lock);
   while (!list_empty(&p->home_done)) {
@@ -197,15 +275,16 @@ int aio_pool_submit(AioContext *ctx, AioJob *job, AioFn *run, AioFn *done, void 
   if (rc < 0) return rc;
   AioPool *p = ctx->pool;
   *job = (AioJob){.ctx = ctx, .run = run, .done = done, .opaque = opaque, .state = AIO_JOB_QUEUED};
-  join_left(p);
   pthread_mutex_lock(&p->lock);
+  bool somebody_left = !list_empty(&p->left);
   list_append(&p->queued, &job->link);
   p->nqueued++;
-  if (p->idle > 0) pthread_cond_signal(&p->work);
-  if ((uint32_t)p->idle < p->nqueued && p->threads < p->max) rc = start_worker(p);
+  rc = call_a_worker(p);
   if (rc < 0 && p->threads > 0) rc = 0; /* those that are there will come to it */
   if (rc < 0) list_unlink(&job->link), p->nqueued--;
   pthread_mutex_unlock(&p->lock);
+  if (rc > 0) pthread_cond_signal(&p->work), rc = 0;
+  if (somebody_left) join_left(p);
   if (rc < 0) job->state = AIO_JOB_OVER;
   if (rc == 0) p->home_jobs++;
   return rc;
@@ -219,9 +298,9 @@ bool aio_pool_cancel(AioJob *job) {
   if (queued) {
     list_unlink(&job->link);
     p->nqueued--;
-    job->state = AIO_JOB_FINISHED;
     job->result = -ECANCELED;
     finish(p, job);
+    tell_what_is_untold(p);
   }
   pthread_mutex_unlock(&p->lock);
   return queued;
@@ -247,7 +326,7 @@ void aio_pool_stats(AioContext *ctx, AioPoolStats *out) {
   *out = (AioPoolStats){.max = MAX_THREADS};
   if (!p) return;
   pthread_mutex_lock(&p->lock);
-  *out = (AioPoolStats){p->threads, p->idle, p->min, p->max, p->nqueued, p->home_jobs};
+  *out = (AioPoolStats){p->threads, p->idle + p->watching, p->min, p->max, p->nqueued, p->home_jobs};
   pthread_mutex_unlock(&p->lock);
 }
 
