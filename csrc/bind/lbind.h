@@ -218,7 +218,7 @@ static inline LTicket *aioL_ticket_first(AioLink *queue) { /* first come, first 
 }
 LTask *aioL_waiter(lua_State *L, LContext *c); /* [-0, +0, e] the task to suspend; NULL: wait by polling; raises: neither */
 
-/* ---- lco.c, lwake.c, ltask.c ---- */
+/* ---- tasks: lco.c runs and ends them ---- */
 
 typedef enum LState { L_SCHEDULED, L_RUNNING, L_WAITING, L_ENDED, L_BROKEN, L_CANCELLED } LState;
 
@@ -263,30 +263,42 @@ struct LTask {
 
 typedef struct LTaskBox { LTask *t; } LTaskBox; /* the userdata; user value 1 is the thread */
 
-void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode); /* [-0, +1, m] of the side table, made at first use */
-void aioL_push_thread(lua_State *L, LTask *t);       /* [-0, +1, m] */
-void aioL_push_task(lua_State *L, LTask *t);         /* [-0, +1, m] its handle */
-LTask *aioL_check_co(lua_State *L, int idx, LContext *c); /* [-0, +0, e] any coroutine; a plain one is adopted */
+LTask *aioL_new_task(lua_State *L, LContext *c, lua_State *co); /* [-0, +0, m] the reference is the caller's */
+void aioL_task_unref(LTask *t);
 LTask *aioL_task_at(const LContext *c, uint32_t slot); /* NULL: free, or another kind of owner */
 LTies *aioL_try_ties(LTask *t);                      /* [-0, +0, -] made at first use; NULL: no memory */
 LTies *aioL_ties(lua_State *L, LTask *t);            /* [-0, +0, m] */
-void aioL_finish(LContext *c, LTask *t, LState state);
-void aioL_revive(lua_State *L, LTask *t);            /* [-0, +0, m] what runs or waits is anchored and counted, also if it is adopted */
-bool aioL_fresh(lua_State *co);                      /* a function that has not begun */
-bool aioL_resumable(lua_State *co);
-int aioL_reset_thread(lua_State *co, lua_State *from); /* its <close> variables run; leaves an error or nothing */
-bool aioL_dead(lua_State *co);
-extern const LWaitOps aioL_suspend_ops;
-int aioL_task_wake(lua_State *L), aioL_task_traceback(lua_State *L), aioL_task_info(lua_State *L); /* methods */
-LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who); /* [-n, +1, m] fn, args from `first` -> task */
-void aioL_task_unref(LTask *t);
-void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters or schedules it */
-void aioL_wake_later(LTask *t, const char *who);     /* the same, never within this call */
 static inline bool aioL_task_ended(const LTask *t) { return t->state >= L_ENDED; }
-int aioL_task_push_error(lua_State *L, LTask *t);    /* [-0, +1, -] of a failed one, with its traceback if it is a string */
-int aioL_task_results(lua_State *L, LTask *t, bool raise); /* [-0, +n, e] true, ... | false, err; or raises err */
+void aioL_finish(LContext *c, LTask *t, LState state);
 void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
 void aioL_report_unjoined(LContext *c);              /* at the end of a turn */
+bool aioL_fresh(lua_State *co);                      /* a function that has not begun */
+bool aioL_resumable(lua_State *co);
+bool aioL_dead(lua_State *co);
+int aioL_reset_thread(lua_State *co, lua_State *from); /* its <close> variables run; leaves an error or nothing */
+
+/* ---- lspawn.c, ladopt.c: where tasks come from ---- */
+
+LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who); /* [-n, +1, m] fn, args from `first` -> task */
+LTask *aioL_check_co(lua_State *L, int idx, LContext *c); /* [-0, +0, e] any coroutine; a plain one is adopted by c */
+
+/* ---- ltask.c: the handle ---- */
+
+LTaskBox *aioL_new_handle(lua_State *L, LRuntime *rt); /* [-0, +1, m] of the thread on top; it has no task yet */
+void aioL_push_handles(lua_State *L, LContext *c);   /* [-0, +1, m] slot -> handle of a spawned task */
+void aioL_push_task(lua_State *L, LTask *t);         /* [-0, +1, m] its handle */
+void aioL_push_thread(lua_State *L, LTask *t);       /* [-0, +1, m] */
+void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode); /* [-0, +1, m] of the side table, made at first use */
+int aioL_task_push_error(lua_State *L, LTask *t);    /* [-0, +1, -] of a failed one, with its traceback if it is a string */
+int aioL_task_results(lua_State *L, LTask *t, bool raise); /* [-0, +n, e] true, ... | false, err; or raises err */
+int aioL_task_wake(lua_State *L), aioL_task_traceback(lua_State *L), aioL_task_info(lua_State *L); /* in lwake.c, lreport.c */
+
+/* ---- lwake.c: suspending and waking ---- */
+
+extern const LWaitOps aioL_suspend_ops;
+void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters or schedules it */
+void aioL_wake_later(LTask *t, const char *who);     /* the same, never within this call */
+void aioL_revive(lua_State *L, LTask *t);            /* [-0, +0, m] what runs or waits is anchored and counted, also if it is adopted */
 
 /* ---- lpool.c: what a thread of the pool, or the kernel, does for a waiter; lparcel.c: values on their way to another state ---- */
 
@@ -406,7 +418,7 @@ void aioL_open_run(lua_State *L, LRuntime *rt, int module); /* the class is ther
 void aioL_open_bh(lua_State *L, LRuntime *rt, int module);
 void aioL_open_timer(lua_State *L, LRuntime *rt, int module);
 void aioL_open_watch(lua_State *L, LRuntime *rt, int module);
-void aioL_open_co(lua_State *L, LRuntime *rt, int module);
+void aioL_open_spawn(lua_State *L, LRuntime *rt, int module);
 void aioL_open_wake(lua_State *L, LRuntime *rt, int module);
 void aioL_open_task(lua_State *L, LRuntime *rt, int module);
 void aioL_open_scope(lua_State *L, LRuntime *rt, int module);

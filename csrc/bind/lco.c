@@ -1,19 +1,16 @@
 /* SPDX-License-Identifier: MIT
- * Tasks: Lua coroutines mapped onto the core's scheduled ones, and plain coroutines that are adopted as such.
+ * A task's life: Lua coroutines mapped onto the core's scheduled ones.
  *
- * Way      spawn -> aio_co_schedule -> the turn -> enter -> lua_resume -> body; wait: lwait.c; end: finish -> joiners
+ * Way      made: lspawn.c, ladopt.c -> aio_co_schedule -> the turn -> enter -> lua_resume -> body; wait: lwait.c;
+ *          end: finish -> joiners
  * Owner    an LTask is counted by its handle and, until it has ended, by the loop. The thread is anchored while the task
- *          lives; afterwards its handle holds it, with the results on its stack. An adopted one is anchored only while it
- *          is scheduled or waits.
+ *          lives; afterwards its handle holds it, with the results on its stack.
  * Keep     nothing touches a coroutine after entering another; a coroutine that was closed, resumed or killed behind our
  *          back is found out before it is resumed. An error that nobody joined is reported at the end of its turn. */
 #include <errno.h>
 #include <string.h>
 
 #include "lbind.h"
-
-/*** Tasks: coroutines that the loop runs.
-@module aioloop.task */
 
 int aioL_reset_thread(lua_State *co, lua_State *from) {
 #if LUA_VERSION_NUM >= 505
@@ -33,69 +30,6 @@ void aioL_task_unref(LTask *t) {
   untie(c->rt->main, t);
   aioL_alloc(c->rt->main, t, sizeof *t, 0);
   aioL_context_unref(c->rt->main, c);
-}
-
-/* ---- handles ---- */
-
-/* A weak table of the side table, made at first use. */
-void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode) { /* [-0, +1, m] */
-  aioL_push_side(L, c);
-  if (lua_rawgeti(L, -1, key) == LUA_TNIL) {
-    lua_pop(L, 1);
-    lua_newtable(L);
-    lua_createtable(L, 0, 1);
-    lua_pushstring(L, mode);
-    lua_setfield(L, -2, "__mode");
-    lua_setmetatable(L, -2);
-    lua_pushvalue(L, -1);
-    lua_rawseti(L, -3, key);
-  }
-  lua_remove(L, -2);
-}
-
-/* A spawned task's handles are known weakly by slot, an adopted one's by thread. */
-static void push_handles(lua_State *L, LContext *c) { /* [-0, +1, m] */
-  aioL_push_weak(L, c, SIDE_HANDLES, "v");
-}
-
-/* stack: ..., thread -> ..., thread, handle (without a task yet) */
-static LTaskBox *new_handle(lua_State *L, LRuntime *rt) {
-  LTaskBox *box = lua_newuserdatauv(L, sizeof *box, 1);
-  box->t = NULL;
-  aioL_set_class(L, rt, L_TASK);
-  lua_pushvalue(L, -2);
-  lua_setiuservalue(L, -2, 1);
-  return box;
-}
-
-void aioL_push_thread(lua_State *L, LTask *t) { /* [-0, +1, m] */
-  if (t->L == L)
-    lua_pushthread(L);
-  else
-    lua_pushthread(t->L), lua_xmove(t->L, L, 1);
-}
-
-void aioL_push_task(lua_State *L, LTask *t) { /* [-0, +1, m] */
-  luaL_checkstack(L, 8, NULL);
-  if (t->adopted) {
-    lua_rawgeti(L, LUA_REGISTRYINDEX, t->c->rt->threads);
-    aioL_push_thread(L, t);
-    lua_rawget(L, -2);
-    lua_remove(L, -2);
-    return;
-  }
-  push_handles(L, t->c);
-  if (lua_rawgeti(L, -1, t->slot) != LUA_TUSERDATA) {
-    lua_pop(L, 1);
-    aioL_push_thread(L, t);
-    LTaskBox *box = new_handle(L, t->c->rt);
-    lua_pushvalue(L, -1);
-    lua_rawseti(L, -4, t->slot);
-    lua_remove(L, -2);
-    box->t = t;
-    t->refs++;
-  }
-  lua_remove(L, -2);
 }
 
 /* ---- running ---- */
@@ -314,6 +248,17 @@ static void enter(void *opaque) {
   aioL_task_unref(t);
 }
 
+LTask *aioL_new_task(lua_State *L, LContext *c, lua_State *co) {
+  LTask *t = aioL_alloc(L, NULL, 0, sizeof *t);
+  if (!t) luaL_error(L, "not enough memory");
+  memset(t, 0, sizeof *t);
+  t->L = co;
+  t->refs = 1;
+  t->c = aioL_context_ref(c);
+  aio_co_init(&t->co, c->core, enter, t);
+  return t;
+}
+
 static void oldest_first(LContext *c) {
   LTask *sorted = NULL;
   for (LTask *t; (t = c->failed);) {
@@ -373,134 +318,4 @@ void aioL_tasks_drop(lua_State *L, LContext *c) {
     aioL_task_unref(t);
   }
   c->failed = NULL;
-}
-
-/* ---- spawning ---- */
-
-/* stack: thread on top. The reference is the caller's. */
-static LTask *new_task(lua_State *L, LContext *c, lua_State *co) {
-  LTask *t = aioL_alloc(L, NULL, 0, sizeof *t);
-  if (!t) luaL_error(L, "not enough memory");
-  memset(t, 0, sizeof *t);
-  t->L = co;
-  t->refs = 1;
-  t->c = aioL_context_ref(c);
-  aio_co_init(&t->co, c->core, enter, t);
-  return t;
-}
-
-LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who) {
-  luaL_checktype(L, first, LUA_TFUNCTION);
-  int n = lua_gettop(L) - first + 1;
-  luaL_checkstack(L, 12, "too many arguments");
-  lua_State *co = lua_newthread(L);
-  if (!lua_checkstack(co, n + 8)) luaL_error(L, "too many arguments");
-  LTaskBox *box = new_handle(L, c->rt); /* stack: fn, args..., thread, handle */
-  push_handles(L, c);
-  aioL_push_site(L, c);
-  aioL_check_open(L, c); /* a finaliser may have closed it */
-  LTask *t = box->t = new_task(L, c, co); /* from here on the handle frees it */
-  uint32_t slot = aioL_anchor(L, c, first + n, NULL);
-  lua_pushcfunction(co, aioL_task_main);
-  lua_xmove(L, co, 3); /* the site */
-  lua_pushvalue(L, -2);
-  lua_rawseti(L, -2, slot);
-  lua_pop(L, 1);
-  t->refs = 2;
-  t->slot = slot;
-  t->born = ++c->born;
-  c->slots[slot].task = t;
-  c->live++;
-  lua_insert(L, first); /* stack: handle, fn, args..., thread */
-  lua_pop(L, 1);
-  lua_xmove(L, co, n);
-  t->nargs = n + 3;
-  aio_co_schedule(&t->co, who);
-  return t;
-}
-
-/*** Makes a task, to be started in the next turn.
-@function spawn
-@tparam function fn
-@param ... its arguments
-@treturn task */
-static int mod_spawn(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TFUNCTION);
-  aioL_spawn(L, aioL_current(L), 1, "aio.spawn");
-  return 1;
-}
-
-/*** The same on a given context.
-@function context:spawn
-@tparam function fn
-@param ... its arguments
-@treturn task */
-int aioL_ctx_spawn(lua_State *L) {
-  aioL_spawn(L, aioL_context(L, 1), 2, "ctx:spawn");
-  return 1;
-}
-
-/* ---- finding the task behind a value ---- */
-
-static LTask *known_to(const LContext *c, const lua_State *co) {
-  for (uint32_t i = 1; i < c->nslots; i++)
-    if (aioL_task_at(c, i) && aioL_task_at(c, i)->L == co) return aioL_task_at(c, i);
-  return NULL;
-}
-
-/* A spawned task by its thread, of whatever context. Nobody has got hold of the thread before it began. */
-static LTask *known(lua_State *L, LContext *c, lua_State *co) { /* [-0, +0, -] */
-  LRuntime *rt = c->rt;
-  if (rt->task && rt->task->L == co) return rt->task;
-  if (aioL_fresh(co)) return NULL;
-  LTask *t = known_to(c, co);
-  if (t) return t;
-  int top = lua_gettop(L);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
-  for (lua_pushnil(L); !t && lua_next(L, -2);) {
-    const LContextBox *other = lua_touserdata(L, -1); /* NULL: an anchor table */
-    if (other && other->c && !other->c->closed) t = known_to(other->c, co);
-    lua_pop(L, 1);
-  }
-  lua_settop(L, top);
-  return t;
-}
-
-/* Any coroutine; a plain one is adopted by context c. The loop's own main chunk is none. */
-LTask *aioL_check_co(lua_State *L, int idx, LContext *c) {
-  LTaskBox *box = aioL_test(L, idx, L_TASK);
-  if (box) {
-    if (!box->t) luaL_error(L, "attempt to use a closed task");
-    return box->t;
-  }
-  lua_State *co = lua_tothread(L, idx);
-  luaL_argexpected(L, co, idx, "task or coroutine");
-  luaL_argcheck(L, co != c->rt->main, idx, "the main chunk is not a coroutine");
-  lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->threads);
-  lua_pushvalue(L, idx);
-  LTask *t = NULL;
-  if (lua_rawget(L, -2) == LUA_TUSERDATA) t = ((LTaskBox *)lua_touserdata(L, -1))->t;
-  lua_pop(L, 2);
-  if (!t || t->c->closed) t = known(L, c, co); /* or its handle, or its context, is gone: it is adopted anew */
-  if (t) return t;
-  if (!aioL_resumable(co) && !aioL_dead(co) && co != L) luaL_argerror(L, idx, "the coroutine is running and not the loop's");
-  lua_pushvalue(L, idx);
-  box = new_handle(L, c->rt);
-  t = new_task(L, c, co);
-  t->adopted = true;
-  t->born = ++c->born;
-  t->state = L_WAITING;
-  box->t = t;
-  lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->threads); /* stack: thread, handle, table */
-  lua_insert(L, -3);
-  lua_rawset(L, -3);
-  lua_pop(L, 1);
-  return t;
-}
-
-void aioL_open_co(lua_State *L, LRuntime *rt, int module) {
-  static const luaL_Reg functions[] = {{"spawn", mod_spawn}, {NULL, NULL}};
-  lua_pushvalue(L, module);
-  aioL_functions(L, rt, functions);
-  lua_pop(L, 1);
 }

@@ -248,7 +248,7 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_signal(L, rt, 1);
   aioL_open_pool(L, rt, 1);
   aioL_open_resolve(L, rt, 1);
-  aioL_open_co(L, rt, 1);
+  aioL_open_spawn(L, rt, 1);
   aioL_open_wake(L, rt, 1);
   aioL_open_task(L, rt, 1);
   aioL_open_scope(L, rt, 1);

@@ -1,13 +1,76 @@
 /* SPDX-License-Identifier: MIT
- * The task handle: joining, and what a task tells about itself.
+ * The task handle: finding it, joining, and what a task tells about itself.
  *
  * Way      join -> ticket in the task's list -> lwait.c; the end of the task (lco.c) takes the joiners' tickets -> results
- * Owner    a joiner's ticket counts the task. A failed task's thread holds error, traceback and label, a cancelled one's
- *          the error value. */
+ * Owner    a handle holds its task's thread; a joiner's ticket counts the task. A failed task's thread holds error,
+ *          traceback and label, a cancelled one's the error value. */
 #include "lbind.h"
 
 /*** Task handles.
 @module aioloop.task */
+
+/* ---- finding and making it ---- */
+
+void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode) { /* [-0, +1, m] */
+  aioL_push_side(L, c);
+  if (lua_rawgeti(L, -1, key) == LUA_TNIL) {
+    lua_pop(L, 1);
+    lua_newtable(L);
+    lua_createtable(L, 0, 1);
+    lua_pushstring(L, mode);
+    lua_setfield(L, -2, "__mode");
+    lua_setmetatable(L, -2);
+    lua_pushvalue(L, -1);
+    lua_rawseti(L, -3, key);
+  }
+  lua_remove(L, -2);
+}
+
+/* A spawned task's handles are known weakly by slot, an adopted one's by thread. */
+void aioL_push_handles(lua_State *L, LContext *c) { /* [-0, +1, m] */
+  aioL_push_weak(L, c, SIDE_HANDLES, "v");
+}
+
+LTaskBox *aioL_new_handle(lua_State *L, LRuntime *rt) {
+  LTaskBox *box = lua_newuserdatauv(L, sizeof *box, 1);
+  box->t = NULL;
+  aioL_set_class(L, rt, L_TASK);
+  lua_pushvalue(L, -2);
+  lua_setiuservalue(L, -2, 1);
+  return box;
+}
+
+void aioL_push_thread(lua_State *L, LTask *t) { /* [-0, +1, m] */
+  if (t->L == L)
+    lua_pushthread(L);
+  else
+    lua_pushthread(t->L), lua_xmove(t->L, L, 1);
+}
+
+void aioL_push_task(lua_State *L, LTask *t) { /* [-0, +1, m] */
+  luaL_checkstack(L, 8, NULL);
+  if (t->adopted) {
+    lua_rawgeti(L, LUA_REGISTRYINDEX, t->c->rt->threads);
+    aioL_push_thread(L, t);
+    lua_rawget(L, -2);
+    lua_remove(L, -2);
+    return;
+  }
+  aioL_push_handles(L, t->c);
+  if (lua_rawgeti(L, -1, t->slot) != LUA_TUSERDATA) {
+    lua_pop(L, 1);
+    aioL_push_thread(L, t);
+    LTaskBox *box = aioL_new_handle(L, t->c->rt);
+    lua_pushvalue(L, -1);
+    lua_rawseti(L, -4, t->slot);
+    lua_remove(L, -2);
+    box->t = t;
+    t->refs++;
+  }
+  lua_remove(L, -2);
+}
+
+/* ---- joining and cancelling ---- */
 
 static void join_leave(LTicket *tk) {
   list_unlink(&tk->link);
