@@ -222,14 +222,6 @@ LTask *aioL_waiter(lua_State *L, LContext *c); /* [-0, +0, e] the task to suspen
 
 typedef enum LState { L_SCHEDULED, L_RUNNING, L_WAITING, L_ENDED, L_BROKEN, L_CANCELLED } LState;
 
-/* A task, or all that is no task, holds a lock (lsync.c). */
-typedef struct LHold {
-  AioLink in_lock, in_task; /* in_task: not linked without a task */
-  struct LLock *lock;
-  LTask *task;
-  struct LHold *next_spare;
-} LHold;
-
 typedef struct LHook {
   lua_Hook fn;
   int mask, count;
@@ -240,7 +232,7 @@ typedef struct LTies {
   LFlow flow;
   AioLink joiners;         /* tickets */
   struct LMember *member;  /* lgroup.c */
-  AioLink held;            /* LHold */
+  AioLink held;            /* locks: LHold, lsync.c */
   LHook hook;              /* somebody else's, while a cancel needs its place (lscope.c) */
 } LTies;
 
@@ -405,52 +397,38 @@ void aioL_push_site(lua_State *L, LContext *c); /* [-0, +3, m] function and line
 int aioL_traceback(lua_State *L);                    /* message handler of a task */
 void aioL_note(lua_State *L, lua_State *co);         /* [-0, +0, m] the error on top was raised in co */
 
-/* ---- lsync.c, lgroup.c ---- */
+/* ---- lsync.c: locks; a condition gives up a mutex for a time ---- */
+
+typedef struct LLock LLock;
 
 void aioL_locks_drop(LContext *c, LTask *t);   /* it ends, or its context closes; what it holds is passed on, and reported */
 void aioL_holds_free(lua_State *L, LRuntime *rt);
+LLock *aioL_check_mutex(lua_State *L, int idx);              /* [-0, +0, v] */
+bool aioL_mutex_held(const LLock *m);                        /* by the caller */
+void aioL_mutex_part(LLock *m, LTicket *tk);                 /* the caller gives it up; tk is how he gets it back */
+bool aioL_mutex_retake(LTicket *tk, LOutcome outcome);       /* for LWaitOps */
+void aioL_lock_revoke(lua_State *L, LTicket *tk);
+
+/* ---- lgroup.c ---- */
+
 void aioL_member_ended(LContext *c, LTask *t); /* its group takes note */
 
-/* ---- what each file adds to the module: [-0, +0, m], the module's functions table at `module` ---- */
+/* ---- what each file adds to the module ---- */
 
-void aioL_open_context(lua_State *L, LRuntime *rt, int module);
-void aioL_open_run(lua_State *L, LRuntime *rt, int module); /* the class is there */
-void aioL_open_bh(lua_State *L, LRuntime *rt, int module);
-void aioL_open_timer(lua_State *L, LRuntime *rt, int module);
-void aioL_open_watch(lua_State *L, LRuntime *rt, int module);
-void aioL_open_spawn(lua_State *L, LRuntime *rt, int module);
-void aioL_open_wake(lua_State *L, LRuntime *rt, int module);
-void aioL_open_task(lua_State *L, LRuntime *rt, int module);
-void aioL_open_scope(lua_State *L, LRuntime *rt, int module);
-void aioL_open_wrap(lua_State *L, LRuntime *rt, int module);
-void aioL_open_queue(lua_State *L, LRuntime *rt, int module);
-void aioL_open_sync(lua_State *L, LRuntime *rt, int module);
-void aioL_open_group(lua_State *L, LRuntime *rt, int module);
-void aioL_open_source(lua_State *L, LRuntime *rt, int module);
-void aioL_open_pool(lua_State *L, LRuntime *rt, int module);
-void aioL_open_resolve(lua_State *L, LRuntime *rt, int module);
-void aioL_open_signal(lua_State *L, LRuntime *rt, int module);
-void aioL_open_files(lua_State *L, LRuntime *rt, int module);
-void aioL_open_buffer(lua_State *L, LRuntime *rt, int module);
-void aioL_open_file(lua_State *L, LRuntime *rt, int module);
-void aioL_open_wait(lua_State *L, LRuntime *rt, int module);
+typedef void LOpen(lua_State *L, LRuntime *rt, int module); /* [-0, +0, m] the module's functions table is at `module` */
+LOpen aioL_open_context, aioL_open_run /* after the class */, aioL_open_bh, aioL_open_timer, aioL_open_watch, aioL_open_signal,
+  aioL_open_pool, aioL_open_resolve, aioL_open_buffer, aioL_open_file, aioL_open_files, aioL_open_spawn, aioL_open_wake,
+  aioL_open_task, aioL_open_scope, aioL_open_wrap, aioL_open_sync, aioL_open_condition, aioL_open_queue, aioL_open_group,
+  aioL_open_wait, aioL_open_source;
 /* Adds functions that know the runtime to the table on top of the stack. */
 void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions);
 
-/* Methods of a context that live with their noun. */
-int aioL_ctx_schedule(lua_State *L);
-int aioL_ctx_bh(lua_State *L);
-int aioL_ctx_timer(lua_State *L);
-int aioL_ctx_watch(lua_State *L);
-int aioL_ctx_spawn(lua_State *L);
-int aioL_ctx_tasks(lua_State *L);
-int aioL_ctx_signal(lua_State *L);
-int aioL_ctx_set_threads(lua_State *L);
+/* ---- a context's methods, and what it lets go of, that live with their noun ---- */
+
+typedef int LMethod(lua_State *L);
+LMethod aioL_ctx_schedule, aioL_ctx_bh, aioL_ctx_timer, aioL_ctx_watch, aioL_ctx_spawn, aioL_ctx_co_schedule, aioL_ctx_tasks,
+  aioL_ctx_signal, aioL_ctx_set_threads, aioL_ctx_attach, aioL_ctx_detach, aioL_ctx_source;
 void aioL_flights_drop(LContext *c);               /* the pool is closed */
-int aioL_ctx_co_schedule(lua_State *L);
-int aioL_ctx_attach(lua_State *L);
-int aioL_ctx_detach(lua_State *L);
-int aioL_ctx_source(lua_State *L);
 void aioL_oneshots_drop(lua_State *L, LContext *c);
 void aioL_glib_drop(lua_State *L, LContext *c);    /* [-0, +0, -] at the latest when no turn is running */
 

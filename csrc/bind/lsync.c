@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * Locks between tasks: mutex, reader-writer lock, condition.
+ * Locks between tasks: mutex and reader-writer lock.
  *
  * Way      lock -> free: hold; taken: ticket in the lock's queue -> unlock -> pass_on -> hold for the first -> its ticket
- *          cond:wait -> ticket in the condition's queue, mutex passed on -> signal, timeout or cancel -> settle: into the
- *          mutex's queue -> pass_on -> the outcome that it had
+ *          a mutex given up by a condition's wait (lcondition.c) -> retake: into the mutex's queue -> pass_on -> the
+ *          outcome that it had
  * Owner    a lock is a userdata, which every waiter has on its stack. A hold is in the lock and in its task.
  * Keep     first come, first served; a holder is known, so that others cannot unlock and a task's end cannot leave it locked.
  *          Whoever is not a task (main chunk, callbacks) counts as one holder. */
@@ -12,17 +12,25 @@
 /*** Locks between tasks.
 @module aioloop.sync */
 
-typedef struct LLock {
+/* A task, or all that is no task, holds a lock. */
+typedef struct LHold {
+  AioLink in_lock, in_task; /* in_task: not linked without a task */
+  struct LLock *lock;
+  LTask *task;
+  struct LHold *next_spare;
+} LHold;
+
+struct LLock {
   AioLink queue;   /* tickets; op is the hold to be, at the mode */
   AioLink holds;
   LHold first;     /* the only hold of a mutex */
   LRuntime *rt;
   bool exclusive;  /* held by one mutex owner or writer */
   bool is_rw;
-} LLock;
+};
 
-enum { READ, WRITE }; /* mode */
-enum { SIGNALLED = 100, LOCKED = 200 }; /* a condition's ticket: waits for the mutex with this + outcome; has it */
+/* A ticket's `at`: the mode in which it waits; it has given up a mutex; waits for it again, with this + outcome; has it. */
+enum { READ, WRITE, PARTED, RETAKES = 100, LOCKED = 200 };
 
 /* ---- holding ---- */
 
@@ -75,17 +83,14 @@ static LHold *find_hold(const LLock *l, const LTask *t) {
   return NULL;
 }
 
-static const LWaitOps condition_ops;
-static void pass_on(LLock *l);
-
 /* To the first in the queue; to all readers at its front. */
 static void pass_on(LLock *l) {
   for (LTicket *tk; (tk = aioL_ticket_first(&l->queue));) {
-    bool from_condition = tk->ops == &condition_ops;
-    int mode = from_condition ? WRITE : tk->at;
+    bool retakes = tk->at >= RETAKES;
+    int mode = retakes ? WRITE : tk->at;
     if (!compatible(l, mode)) return;
     hold(tk->op, tk->task, mode);
-    LOutcome outcome = from_condition ? (LOutcome)(tk->at - SIGNALLED) : L_DONE;
+    LOutcome outcome = retakes ? (LOutcome)(tk->at - RETAKES) : L_DONE;
     tk->at = LOCKED;
     aioL_take_later(tk, outcome, 0);
   }
@@ -98,7 +103,7 @@ static void release(LHold *h) {
 }
 
 /* It was given the lock and will never know. What a task does not hold any more may have been collected. */
-static void revoke(lua_State *L, LTicket *tk) {
+void aioL_lock_revoke(lua_State *L, LTicket *tk) {
   UNUSED(L);
   LHold *h = tk->op;
   LTies *ties = tk->task ? tk->task->ties : NULL;
@@ -152,7 +157,7 @@ static int results_self(lua_State *L, LTicket *tk) { /* of a guard: the lock its
   return lua_pushvalue(L, 1), 1;
 }
 
-#define LOCK_OPS(op_name, how) {.name = op_name, .leave = leave, .revoke = revoke, .results = how}
+#define LOCK_OPS(op_name, how) {.name = op_name, .leave = leave, .revoke = aioL_lock_revoke, .results = how}
 static const LWaitOps mutex_ops[2] = {LOCK_OPS("mutex:lock", NULL), LOCK_OPS("mutex:guard", results_self)};
 static const LWaitOps rwlock_ops[4] = {LOCK_OPS("rwlock:rdlock", NULL), LOCK_OPS("rwlock:wrlock", NULL),
                                        LOCK_OPS("rwlock:guard", results_self), LOCK_OPS("rwlock:upgrade", NULL)};
@@ -206,7 +211,7 @@ static void collect(LLock *l) {
 
 /* ---- mutex ---- */
 
-static LLock *check_mutex(lua_State *L, int idx) { return aioL_check(L, idx, L_MUTEX); }
+LLock *aioL_check_mutex(lua_State *L, int idx) { return aioL_check(L, idx, L_MUTEX); }
 
 /*** Makes a mutex. It is not recursive; who waits is served first come, first served.
 @function mutex
@@ -218,26 +223,26 @@ static int mod_mutex(lua_State *L) { return new_lock(L, L_MUTEX), 1; }
 @number[opt] timeout seconds
 @treturn boolean true; or nil, "timeout"
 @raise when the caller holds it already */
-static int mutex_lock(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), &mutex_ops[0]); }
+static int mutex_lock(lua_State *L) { return acquire(L, aioL_check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), &mutex_ops[0]); }
 
 /*** The same, for `local held <close> = m:guard()`.
 @function mutex:guard
 @number[opt] timeout seconds
 @treturn mutex itself, which is unlocked when the variable goes out of scope; or nil, "timeout" */
-static int mutex_guard(lua_State *L) { return acquire(L, check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), &mutex_ops[1]); }
+static int mutex_guard(lua_State *L) { return acquire(L, aioL_check_mutex(L, 1), WRITE, aioL_opt_ns(L, 2), &mutex_ops[1]); }
 
 /*** Passes it on to who has waited longest.
 @function mutex:unlock
 @raise when the caller does not hold it */
-static int mutex_unlock(lua_State *L) { return unlock(L, check_mutex(L, 1), true); }
+static int mutex_unlock(lua_State *L) { return unlock(L, aioL_check_mutex(L, 1), true); }
 
 /*** Whether somebody holds it.
 @function mutex:locked
 @treturn boolean */
-static int mutex_locked(lua_State *L) { return lua_pushboolean(L, !list_empty(&check_mutex(L, 1)->holds)), 1; }
+static int mutex_locked(lua_State *L) { return lua_pushboolean(L, !list_empty(&aioL_check_mutex(L, 1)->holds)), 1; }
 
-static int mutex_close(lua_State *L) { return unlock(L, check_mutex(L, 1), false); }
-static int mutex_gc(lua_State *L) { return collect(check_mutex(L, 1)), 0; }
+static int mutex_close(lua_State *L) { return unlock(L, aioL_check_mutex(L, 1), false); }
+static int mutex_gc(lua_State *L) { return collect(aioL_check_mutex(L, 1)), 0; }
 
 /* ---- rwlock ---- */
 
@@ -306,89 +311,32 @@ static int rwlock_downgrade(lua_State *L) {
 static int rwlock_close(lua_State *L) { return unlock(L, check_rwlock(L), false); }
 static int rwlock_gc(lua_State *L) { return collect(check_rwlock(L)), 0; }
 
-/* ---- condition ---- */
+/* ---- a mutex given up for a time ---- */
 
-typedef struct LCondition {
-  AioLink queue;
-  LLock *mutex; /* of those who wait; user value 1, since a waiter may be closed behind our back */
-} LCondition;
+bool aioL_mutex_held(const LLock *m) { return find_hold(m, holder(m->rt)) != NULL; }
+
+void aioL_mutex_part(LLock *m, LTicket *tk) {
+  tk->op = &m->first;
+  tk->at = PARTED;
+  release(&m->first);
+}
 
 /* Whatever ends the wait, the mutex comes first. */
-static bool condition_settle(LTicket *tk, LOutcome outcome) {
-  LCondition *cond = tk->op;
+bool aioL_mutex_retake(LTicket *tk, LOutcome outcome) {
   if (outcome == L_CLOSED || tk->at == LOCKED) return true;
-  if (tk->at >= SIGNALLED) return false;
-  LLock *m = cond->mutex;
+  if (tk->at != PARTED) return false;
+  LHold *h = tk->op;
+  LLock *m = h->lock;
   list_unlink(&tk->link);
   if (tk->c->core) aio_timer_disarm(&tk->timer);
-  tk->op = &m->first;
   if (list_empty(&m->queue) && compatible(m, WRITE)) {
-    hold(&m->first, tk->task, WRITE);
+    hold(h, tk->task, WRITE);
     tk->at = LOCKED;
     return true;
   }
-  tk->at = SIGNALLED + (int)outcome;
+  tk->at = RETAKES + (int)outcome;
   list_append(&m->queue, &tk->link);
   return false;
-}
-
-static const LWaitOps condition_ops = {.name = "condition:wait", .settle = condition_settle, .revoke = revoke};
-
-static LCondition *check_condition(lua_State *L) { return aioL_check(L, 1, L_CONDITION); }
-
-/*** Makes a condition.
-@function condition
-@treturn condition */
-static int mod_condition(lua_State *L) {
-  LCondition *cond = lua_newuserdatauv(L, sizeof *cond, 1);
-  *cond = (LCondition){.mutex = NULL};
-  list_init(&cond->queue);
-  return aioL_set_class(L, aioL_runtime(L), L_CONDITION), 1;
-}
-
-/*** Unlocks the mutex, waits for a signal, and locks it again: also after a timeout, and before a cancel is raised.
-@function condition:wait
-@tparam mutex mutex held by the caller; the same for all who wait at a time
-@number[opt] timeout seconds
-@treturn boolean true; or nil, "timeout" */
-static int condition_wait(lua_State *L) {
-  LCondition *cond = check_condition(L);
-  LLock *m = check_mutex(L, 2);
-  int64_t timeout = aioL_opt_ns(L, 3);
-  LHold *h = find_hold(m, holder(m->rt));
-  if (!h) return luaL_error(L, "condition:wait needs the mutex held by the caller");
-  if (!list_empty(&cond->queue) && cond->mutex != m) return luaL_error(L, "others wait on this condition with another mutex");
-  LTicket *tk = aioL_ticket(L, aioL_current(L), &condition_ops);
-  lua_pushvalue(L, 2);
-  lua_setiuservalue(L, 1, 1);
-  cond->mutex = m;
-  tk->op = cond;
-  tk->at = 0;
-  list_append(&cond->queue, &tk->link);
-  release(h);
-  return aioL_wait(L, tk, timeout);
-}
-
-/*** Wakes who has waited longest; without a waiter it is forgotten.
-@function condition:signal */
-static int condition_signal(lua_State *L) {
-  LTicket *tk = aioL_ticket_first(&check_condition(L)->queue);
-  if (tk) aioL_take_later(tk, L_DONE, 0);
-  return 0;
-}
-
-/*** Wakes all who wait.
-@function condition:broadcast */
-static int condition_broadcast(lua_State *L) {
-  LCondition *cond = check_condition(L);
-  for (LTicket *tk; (tk = aioL_ticket_first(&cond->queue));) aioL_take_later(tk, L_DONE, 0);
-  return 0;
-}
-
-static int condition_gc(lua_State *L) {
-  LCondition *cond = check_condition(L);
-  for (LTicket *tk; (tk = aioL_ticket_first(&cond->queue));) aioL_take_later(tk, L_CLOSED, 0);
-  return 0;
 }
 
 void aioL_open_sync(lua_State *L, LRuntime *rt, int module) {
@@ -397,12 +345,9 @@ void aioL_open_sync(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg rwlock[] = {{"rdlock", rwlock_rdlock}, {"wrlock", rwlock_wrlock}, {"unlock", rwlock_unlock},
     {"guard", rwlock_guard}, {"upgrade", rwlock_upgrade}, {"downgrade", rwlock_downgrade}, {"__close", rwlock_close},
     {"__gc", rwlock_gc}, {NULL, NULL}};
-  static const luaL_Reg condition[] = {{"wait", condition_wait}, {"signal", condition_signal}, {"broadcast", condition_broadcast},
-    {"__gc", condition_gc}, {NULL, NULL}};
-  static const luaL_Reg functions[] = {{"mutex", mod_mutex}, {"rwlock", mod_rwlock}, {"condition", mod_condition}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"mutex", mod_mutex}, {"rwlock", mod_rwlock}, {NULL, NULL}};
   aioL_class(L, rt, L_MUTEX, mutex);
   aioL_class(L, rt, L_RWLOCK, rwlock);
-  aioL_class(L, rt, L_CONDITION, condition);
   lua_pushvalue(L, module);
   aioL_functions(L, rt, functions);
   lua_pop(L, 1);
