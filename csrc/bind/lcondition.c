@@ -29,6 +29,12 @@ static int mod_condition(lua_State *L) {
   return aioL_set_class(L, aioL_runtime(L), L_CONDITION), 1;
 }
 
+static const char *refuse(const LCondition *cond, const LLock *m) {
+  if (!aioL_mutex_held(m)) return "condition:wait needs the mutex held by the caller";
+  if (!list_empty(&cond->queue) && cond->mutex != m) return "others wait on this condition with another mutex";
+  return NULL;
+}
+
 /*** Unlocks the mutex, waits for a signal, and locks it again: also after a timeout, and before a cancel is raised.
 @function condition:wait
 @tparam mutex mutex held by the caller; the same for all who wait at a time
@@ -38,9 +44,11 @@ static int condition_wait(lua_State *L) {
   LCondition *cond = check_condition(L);
   LLock *m = aioL_check_mutex(L, 2);
   int64_t timeout = aioL_opt_ns(L, 3);
-  if (!aioL_mutex_held(m)) return luaL_error(L, "condition:wait needs the mutex held by the caller");
-  if (!list_empty(&cond->queue) && cond->mutex != m) return luaL_error(L, "others wait on this condition with another mutex");
+  const char *refusal = refuse(cond, m);
+  if (refusal) return luaL_error(L, refusal);
   LTicket *tk = aioL_ticket(L, aioL_current(L), &wait_ops);
+  refusal = refuse(cond, m); /* again: a finaliser may have unlocked it just now */
+  if (refusal) return aioL_ticket_drop(tk), luaL_error(L, refusal);
   lua_pushvalue(L, 2);
   lua_setiuservalue(L, 1, 1);
   cond->mutex = m;

@@ -2,6 +2,7 @@
 --- Locks between tasks: mutex, reader-writer lock, condition.
 
 local aio = require "aioloop"
+local child = require "spec.support.child"
 local drivers = require "spec.support.drivers"
 local line = require "spec.support.line"
 local tasks = require "spec.support.tasks"
@@ -1091,6 +1092,26 @@ describe("condition", function()
     m:unlock()
     aio.await(task)
     assert.is_false(m:locked())
+  end)
+
+  it("finds out that a finaliser has unlocked the mutex while the wait was made ready", function()
+    local it = child.run [[
+      local aio = require "aioloop"
+      local cond, m, refused = aio.condition(), aio.mutex(), 0
+      collectgarbage "stop"
+      for _ = 1, 100 do
+        m:lock()
+        setmetatable({}, { __gc = function() pcall(m.unlock, m) end })
+        collectgarbage("generational", 1, 1)
+        collectgarbage "restart"
+        local ok, err = pcall(cond.wait, cond, m, 0)
+        collectgarbage "stop"
+        if not ok and err:match "held by the caller" then refused = refused + 1 end
+        pcall(m.unlock, m)
+      end
+      io.write(refused > 0 and "refused" or "never in between")
+    ]]
+    assert.same({ code = 0, out = "refused", err = "" }, it)
   end)
 
   it("for ever, with nobody who could signal, is a deadlock that names it", function()
