@@ -192,6 +192,7 @@ describe("the time limit", function()
     testing.async(function(ctx)
       local got
       local watch = ctx:watch(r, { read = function() got = fds.read(r) end })
+      -- Time in which nothing happens, and that is no deadlock: here, and in the two tests below.
       local writer = assert(io.popen(("sleep 0.1; echo x >/proc/%d/fd/%d"):format(drivers.pid(), w)))
       while not got do ctx:poll() end
       watch:close()

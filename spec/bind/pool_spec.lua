@@ -25,14 +25,15 @@ describe("aio.work", function()
 
     it("runs side by side with others, and the loop goes on", function()
       local ctx, ticks = d.context(), 0
-      local timer = ctx:timer(function() ticks = ticks + 1 end):arm(0.01, 0.01)
-      local from = aio.now()
-      local task = ctx:spawn(aio.map, { 1, 2, 3, 4, 5, 6 }, function(i) return aio.work(jobs.slow_square, i) end)
-      d.wait(ctx, over(task))
+      local gate <close> = jobs.gate()
+      local task = ctx:spawn(aio.map, { 1, 2, 3, 4, 5, 6 }, function(i) return aio.work(jobs.pass, gate.at, i * i) end)
+      gate:await(d, ctx, 6)
+      local timer = ctx:timer(function() ticks = ticks + 1 end):arm(0.001, 0.001)
+      d.wait(ctx, function() return ticks >= 5 end)
       timer:close()
+      gate:open()
+      d.wait(ctx, over(task))
       assert.same({ n = 6, 1, 4, 9, 16, 25, 36 }, select(2, task:join()))
-      assert.is_true(aio.now() - from < 1)
-      assert.is_true(ticks >= 5)
     end)
 
     it("raises the error of its function, with the worker's traceback or as a copy", function()
@@ -53,25 +54,24 @@ describe("aio.work", function()
     end)
 
     it("is taken back while it is queued, and left alone while it runs", function()
-      local ctx, path, sign = d.context(), os.tmpname(), os.tmpname()
+      local ctx, gate <close> = d.context(), jobs.gate()
       assert(ctx:set_threads(0, 1))
-      local running = ctx:spawn(aio.work, jobs.sign_and_sleep, sign, 0.4)
-      local queued = ctx:spawn(aio.work, jobs.touch, path)
-      local limited = ctx:spawn(aio.timeout, 0.01, aio.work, jobs.same)
+      local running = ctx:spawn(aio.work, jobs.pass, gate.at)
+      gate:await(d, ctx, 1)
+      local queued = ctx:spawn(aio.work, jobs.pass, gate.at)
+      local limited = ctx:spawn(aio.timeout, 0.001, aio.work, jobs.same)
       d.wait(ctx, function() return limited:status() == "waiting" end)
-      repeat until io.open(sign):read "a" == "ran" -- a worker has begun
       running:cancel()
       queued:cancel()
       d.wait(ctx, over(limited))
       assert.same({ "cancelled", "cancelled" }, { running:status(), queued:status() })
       assert.same({ n = 3, true, nil, "timeout" }, table.pack(limited:join()))
+      gate:open()
       local last = ctx:spawn(aio.work, jobs.same, "last")
       d.wait(ctx, over(last))
       assert.same({ true, "last" }, { last:join() })
-      assert.equal("", io.open(path):read "a")
+      assert.equal(1, gate:count())
       assert.equal(0, ctx:stats().live)
-      os.remove(path)
-      os.remove(sign)
     end)
 
     it("keeps a result that was there before the cancel", function()
@@ -81,21 +81,20 @@ describe("aio.work", function()
         aio.yield()
       end)
       d.turns(ctx, 1)
-      os.execute "sleep 0.1"
+      jobs.until_ready(ctx)
       ctx:schedule(function() ctx:schedule(function() task:cancel() end) end)
       d.wait(ctx, over(task))
       assert.same({ n = 1, 1 }, got)
     end)
 
-    it("of a context that is closed ends with closed, after what runs has run", function()
-      local a, b = d.context(), d.context()
+    it("of a context that is closed: what runs has run by then", function()
+      local ctx, gate <close> = d.context(), jobs.gate()
       local got
-      b:spawn(function()
-        a:spawn(function() got = table.pack(aio.work(jobs.sleep, 0.1)) end)
-      end)
-      d.turns(b, 2)
-      d.turns(a, 3)
-      a:close()
+      -- It takes its time: only that shows whether close waits for it.
+      ctx:spawn(function() got = table.pack(aio.work(jobs.linger, gate.at, 0.05)) end)
+      gate:await(d, ctx, 1)
+      ctx:close()
+      assert.equal(2, gate:count())
       assert.is_nil(got) -- its task went with the context
     end)
   end)
@@ -120,14 +119,16 @@ describe("aio.work", function()
   } do
     it("in every state when it ends with " .. name .. ": the exit code is right", function()
       local it = child.run(([[
-        local aio = require "aioloop"
-        local ctx = aio.default()
+        local aio, jobs = require "aioloop", require "spec.support.jobs"
+        local ctx, gate = aio.default(), jobs.gate()
         ctx:set_threads(0, 2)
-        for i = 1, 6 do
-          ctx:spawn(function() aio.work(function() os.execute "sleep 0.05" end) end)
-        end
-        ctx:spawn(aio.work, function() return 1 end)
-        ctx:poll(false) ctx:poll(0.07)
+        assert(ctx:run(aio.work, jobs.same, "done"))
+        ctx:spawn(aio.work, jobs.same, "done, and not fetched")
+        -- Two that run, and will for a while: the end must come before theirs.
+        for i = 1, 2 do ctx:spawn(aio.work, jobs.linger, gate.at, 0.05) end
+        for i = 1, 2 do ctx:spawn(aio.work, jobs.same, "queued") end
+        ctx:poll(false)
+        gate:await_outside(2)
         %s
       ]]):format(ending), 20)
       assert.equal(ending == "" and 0 or ending:match "exit" and 3 or 1, it.code)

@@ -51,6 +51,7 @@ describe("watch", function()
           got = fds.read(r)
         end,
       })
+      -- Its sleep lets the wait begin: nothing else can tell when that is.
       local child <close> = assert(io.popen(("sleep 0.01; echo done >/proc/%d/fd/%d"):format(drivers.pid(), w)))
       d.wait(ctx, function() return got end)
       assert.equal("done\n", got)
