@@ -3,12 +3,7 @@
 
 local aio = require "aioloop"
 local drivers = require "spec.support.drivers"
-
--- Appends its argument when called.
-local function logger()
-  local log = {}
-  return log, function(x) log[#log + 1] = x end
-end
+local logger = require "spec.support.logger"
 
 describe("bh", function()
   drivers.each(function(d)
@@ -257,6 +252,17 @@ describe("bh", function()
     end)
 
     describe("idle", function()
+      -- Schedules itself whenever it runs, and counts.
+      local function restless(ctx)
+        local idle = { runs = 0 }
+        idle.bh = ctx:bh(function()
+          idle.runs = idle.runs + 1
+          idle.bh:schedule_idle()
+        end)
+        idle.bh:schedule_idle()
+        return idle
+      end
+
       it("runs, once", function()
         local ctx, runs = d.context(), 0
         local bh = ctx:bh(function() runs = runs + 1 end)
@@ -269,28 +275,20 @@ describe("bh", function()
       end)
 
       it("runs about a hundred times a second when it schedules itself, without a busy loop", function()
-        local ctx, runs, bh = d.context(), 0, nil
-        bh = ctx:bh(function()
-          runs = runs + 1
-          bh:schedule_idle()
-        end)
-        bh:schedule_idle()
+        local ctx = d.context()
+        local idle = restless(ctx)
         local turns, elapsed = d.pass(ctx, 0.3)
+        local runs = idle.runs
         assert.is_true(runs >= 3, runs .. " runs")
         assert.is_true(runs <= elapsed / 0.01 + 1, ("%d runs in %f s"):format(runs, elapsed))
         assert.is_true(turns <= 2 * runs + 5, ("%d turns for %d runs"):format(turns, runs))
       end)
 
       it("does not run again for turns that do not wait", function()
-        local ctx, runs, bh = d.context(), 0, nil
-        bh = ctx:bh(function()
-          runs = runs + 1
-          bh:schedule_idle()
-        end)
-        bh:schedule_idle()
-        local start = aio.now()
+        local ctx, start = d.context(), aio.now()
+        local idle = restless(ctx)
         d.turns(ctx, 1000)
-        assert.is_true(runs <= (aio.now() - start) / 0.01 + 1, runs .. " runs")
+        assert.is_true(idle.runs <= (aio.now() - start) / 0.01 + 1, idle.runs .. " runs")
       end)
 
       it("is upgraded by a normal scheduling, to one run in the next turn", function()

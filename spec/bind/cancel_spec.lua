@@ -4,16 +4,7 @@
 local aio = require "aioloop"
 local drivers = require "spec.support.drivers"
 
-local function over(...)
-  local tasks = { ... }
-  return function()
-    for _, task in ipairs(tasks) do
-      local status = task:status()
-      if status ~= "ended" and status ~= "failed" and status ~= "cancelled" then return false end
-    end
-    return true
-  end
-end
+local over = require("spec.support.tasks").all_over
 
 local function is_cancel(err, reason)
   assert.is_true(aio.is_cancelled(err))

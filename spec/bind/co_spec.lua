@@ -11,16 +11,7 @@ local function logger()
   end
 end
 
-local function ended(...)
-  local tasks = { ... }
-  return function()
-    for _, task in ipairs(tasks) do
-      local status = task:status()
-      if status ~= "ended" and status ~= "failed" then return false end
-    end
-    return true
-  end
-end
+local ended = require("spec.support.tasks").all_over
 
 -- Turns until nothing more can happen by itself.
 local function settle(d, ctx) d.turns(ctx, 6) end

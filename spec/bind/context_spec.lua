@@ -3,14 +3,12 @@
 
 local aio = require "aioloop"
 local fds = require "fds"
+local child = require "spec.support.child"
 local drivers = require "spec.support.drivers"
+local logger = require "spec.support.logger"
+local tasks = require "spec.support.tasks"
 
 local function nop() end
-
-local function logger()
-  local log = {}
-  return log, function(x) log[#log + 1] = x end
-end
 
 -- The error of a call, as it is: luassert would cut off its position.
 local function failure(fn, ...)
@@ -61,7 +59,7 @@ describe("context", function()
     end)
 
     it("is refused when there are no fds left, and leaves none behind #slow", function()
-      local output, code = drivers.script [[
+      local run = child.run [[
         local aio, fds = require "aioloop", require "fds"
         local before, all = fds.count(), {}
         aio.default() -- not to be in want of one later
@@ -86,9 +84,9 @@ describe("context", function()
         collectgarbage()
         print(fds.count() == before)
       ]]
-      assert.equal(0, code, output)
+      assert.equal(0, run.code, run.err)
       local lines = {}
-      for line in output:gmatch "[^\n]+" do lines[#lines + 1] = line end
+      for line in run.out:gmatch "[^\n]+" do lines[#lines + 1] = line end
       assert.matches("^0\t.*\t24$", lines[1]) -- EMFILE
       assert.equal("2\tmade", lines[3])
       assert.equal("true", lines[4])
@@ -750,18 +748,12 @@ describe("context", function()
     local function count() runs = runs + 1 end
     local r, w = drivers.pipe()
     fds.write(w, "x")
-    local co = coroutine.create(function()
+    tasks.call_in_passing(function()
       ctx:schedule(count)
       ctx:bh(count):schedule()
       ctx:timer(count):arm(0)
       ctx:watch(r, { read = count })
-      coroutine.yield()
     end)
-    coroutine.resume(co)
-    coroutine.close(co)
-    co = nil -- luacheck: ignore
-    collectgarbage()
-    collectgarbage()
     while runs < 4 do ctx:poll(5) end
   end)
 

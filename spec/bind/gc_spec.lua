@@ -4,13 +4,12 @@
 local aio = require "aioloop"
 local child = require "spec.support.child"
 local drivers = require "spec.support.drivers"
+local tasks = require "spec.support.tasks"
 local fds = require "fds"
 
 local function nop() end
 
-local function collect()
-  for _ = 1, 3 do collectgarbage() end
-end
+local collect = tasks.collect
 
 -- Makes one active object of each kind; each calls `note` with its name when its time has come.
 local kinds = { "bh", "idle bh", "timer", "watch", "task", "sleeping task", "coroutine" }

@@ -3,35 +3,9 @@
 
 local aio = require "aioloop"
 local drivers = require "spec.support.drivers"
+local tasks = require "spec.support.tasks"
 
-local function over(...)
-  local tasks = { ... }
-  return function()
-    for _, task in ipairs(tasks) do
-      local status = task:status()
-      if status ~= "ended" and status ~= "failed" and status ~= "cancelled" then return false end
-    end
-    return true
-  end
-end
-
--- Runs fn as a task to its end; raises its error, or returns what join does, packed.
-local function in_task(d, ctx, fn, ...)
-  local task = ctx:spawn(fn, ...):keep()
-  d.wait(ctx, over(task))
-  local got = table.pack(task:join())
-  if not got[1] then error(got[2], 0) end
-  return got
-end
-
-local function is_quiet(ctx)
-  local stats = ctx:stats()
-  for _, field in ipairs { "live", "tasks", "timers_armed", "bhs_pending" } do assert.equal(0, stats[field], field) end
-end
-
-local function collect()
-  for _ = 1, 3 do collectgarbage() end
-end
+local over, in_task, is_quiet, collect = tasks.all_over, tasks.join, tasks.is_quiet, tasks.collect
 
 -- A child that waits, and says in log how it ended; its clean-up takes a while.
 local function child(log, name)
@@ -342,36 +316,34 @@ describe("group", function()
       end)
     end)
 
-    it("whose owner is cancelled at the end of the block cancels its tasks and waits for them", function()
+    -- The block has one child, and is left by nothing else.
+    local function check_cancelled_owner(block)
       local ctx, log = d.context(), {}
-      local owner = ctx:spawn(function()
+      local owner = ctx:spawn(block, log)
+      d.turns(ctx, 3)
+      owner:cancel()
+      d.wait(ctx, over(owner))
+      assert.same({ "a cancelled" }, log)
+      assert.equal("cancelled", owner:status())
+      is_quiet(ctx)
+    end
+
+    it("whose owner is cancelled at the end of the block cancels its tasks and waits for them", function()
+      check_cancelled_owner(function(log)
         do
           local group <close> = aio.group()
           group:spawn(child, log, "a")
         end
         log[#log + 1] = "never"
       end)
-      d.turns(ctx, 3)
-      owner:cancel()
-      d.wait(ctx, over(owner))
-      assert.same({ "a cancelled" }, log)
-      assert.equal("cancelled", owner:status())
-      is_quiet(ctx)
     end)
 
     it("whose owner is cancelled in the block cancels its tasks and waits for them", function()
-      local ctx, log = d.context(), {}
-      local owner = ctx:spawn(function()
+      check_cancelled_owner(function(log)
         local group <close> = aio.group()
         group:spawn(child, log, "a")
         aio.suspend()
       end)
-      d.turns(ctx, 3)
-      owner:cancel()
-      d.wait(ctx, over(owner))
-      assert.same({ "a cancelled" }, log)
-      assert.equal("cancelled", owner:status())
-      is_quiet(ctx)
     end)
 
     it("whose owner's time is up cancels its tasks and waits for them", function()

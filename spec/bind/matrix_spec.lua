@@ -31,6 +31,15 @@ local function later(ctx, turns, fn)
   end)
 end
 
+-- From outside of the task that waits, or is about to.
+local function act_on_waiter(d, cell, crowd, act)
+  cell.turn_until_waiting(d.turn)
+  crowd()
+  if cell.brief then return act() end
+  d.turns(cell.ctx, 3)
+  cell.ctx:schedule(act)
+end
+
 -- Each brings a waiter to its wait, calls `crowd`, some turns later `act`, and returns when cell.over.
 local positions = {
   { name = "in the main chunk", real = true, polls = true, stage = function(_, cell, waiter, crowd, act)
@@ -49,11 +58,7 @@ local positions = {
 
   { name = "in a task", stage = function(d, cell, waiter, crowd, act)
     cell.ctx:spawn(waiter)
-    cell.turn_until_waiting(d.turn)
-    crowd()
-    if cell.brief then return act() end
-    d.turns(cell.ctx, 3)
-    cell.ctx:schedule(act)
+    act_on_waiter(d, cell, crowd, act)
   end },
 
   { name = "in a task under a nested poll", stage = function(_, cell, waiter, crowd, act)
@@ -80,11 +85,7 @@ local positions = {
         inner:spawn(waiter)
       end)
     end)
-    cell.turn_until_waiting(d.turn)
-    crowd()
-    if cell.brief then return act() end
-    d.turns(cell.ctx, 3)
-    cell.ctx:schedule(act)
+    act_on_waiter(d, cell, crowd, act)
   end },
 }
 

@@ -5,10 +5,9 @@ local aio = require "aioloop"
 local child = require "spec.support.child"
 local drivers = require "spec.support.drivers"
 local jobs = require "spec.support.jobs"
+local tasks = require "spec.support.tasks"
 
-local function over(task)
-  return function() return task:status() ~= "scheduled" and task:status() ~= "waiting" end
-end
+local over = tasks.all_over
 
 describe("aio.work", function()
   drivers.each(function(d)

@@ -203,7 +203,7 @@ describe("event", function()
         settle(d, ctx, list)
         if way == "close" then coroutine.close(cos[2]) end
         if way == "cancel" then list[2]:cancel() end
-        if way ~= "close" then d.wait(ctx, function() return tasks.over(list[2]) end) end
+        if way ~= "close" then d.wait(ctx, tasks.all_over(list[2])) end
         d.turns(ctx, 2)
         e:set()
         finish(d, ctx, list)
@@ -425,7 +425,7 @@ describe("queue", function()
             settle(d, ctx, { list[i] })
           end
           if way == "cancel" then list[position]:cancel() end
-          d.wait(ctx, function() return tasks.over(list[position]) end)
+          d.wait(ctx, tasks.all_over(list[position]))
           run(d, ctx, function()
             local got = {}
             for v in function() return p:get(0) end do got[#got + 1] = v end
@@ -499,7 +499,7 @@ describe("queue", function()
       assert.equal(1, #q)
       coroutine.close(cos[2])
       coroutine.close(cos[1])
-      d.wait(ctx, function() return tasks.over(list[1]) and tasks.over(list[2]) end)
+      d.wait(ctx, tasks.all_over(list[1], list[2]))
       local got = {}
       run(d, ctx, function()
         for _ = 1, 3 do got[#got + 1] = q:get(0) end
@@ -562,7 +562,7 @@ describe("queue", function()
           assert.equal(b, aio.current())
         end
       end)
-      tasks.alternate(d, { a, b }, function() return tasks.over(putter) and tasks.over(getter) end)
+      tasks.alternate(d, { a, b }, tasks.all_over(putter, getter))
       aio.await(putter)
       aio.await(getter)
       assert.equal(100, n)

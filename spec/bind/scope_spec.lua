@@ -3,35 +3,11 @@
 
 local aio = require "aioloop"
 local drivers = require "spec.support.drivers"
+local tasks = require "spec.support.tasks"
 
-local function over(...)
-  local tasks = { ... }
-  return function()
-    for _, task in ipairs(tasks) do
-      local status = task:status()
-      if status ~= "ended" and status ~= "failed" and status ~= "cancelled" then return false end
-    end
-    return true
-  end
-end
-
--- Runs fn as a task to its end; raises its error, or returns what join does, packed.
-local function in_task(d, ctx, fn, ...)
-  local task = ctx:spawn(fn, ...):keep()
-  d.wait(ctx, over(task))
-  local got = table.pack(task:join())
-  if not got[1] then error(got[2], 0) end
-  return got
-end
+local over, in_task, is_quiet = tasks.all_over, tasks.join, tasks.is_quiet
 
 local function timed_out(...) assert.same({ n = 2, nil, "timeout" }, table.pack(...)) end
-
-local function is_quiet(ctx)
-  local stats = ctx:stats()
-  for _, field in ipairs { "live", "tasks", "timers_armed", "bhs_pending", "watches" } do
-    assert.equal(0, stats[field], field)
-  end
-end
 
 -- A time limit that is over, and with it every wait.
 local function expired(fn) return aio.timeout(0, fn) end

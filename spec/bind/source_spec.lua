@@ -6,6 +6,7 @@ local glib = require "aioloop.glib"
 local fds = require "fds"
 local foreign = require "foreign"
 local drivers = require "spec.support.drivers"
+local tasks = require "spec.support.tasks"
 
 local function nop() end
 
@@ -457,16 +458,10 @@ describe("source", function()
 
   it("callbacks do not need the coroutine that attached it", function()
     local ctx, runs = drivers.context(), 0
-    local co = coroutine.create(function()
+    tasks.call_in_passing(function()
       ctx:attach()
       ctx:timer(function() runs = runs + 1 end):arm(0.001)
-      coroutine.yield()
     end)
-    coroutine.resume(co)
-    coroutine.close(co)
-    co = nil -- luacheck: ignore
-    collectgarbage()
-    collectgarbage()
     iterate_until(function() return runs == 1 end)
   end)
 end)

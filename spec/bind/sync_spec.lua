@@ -140,7 +140,7 @@ describe("mutex", function()
           settle(d, ctx, { holder })
           holder:cancel()
         end
-        d.wait(ctx, function() return tasks.over(holder) end)
+        d.wait(ctx, tasks.all_over(holder))
         finish(d, ctx, { got })
         assert.equal(status, holder:status())
         assert.is_false(m:locked() or n:locked())
@@ -333,7 +333,7 @@ describe("rwlock", function()
       function l.leave(...)
         for _, i in ipairs { ... } do
           assert.is_true(l[i]:wake())
-          d.wait(ctx, function() return tasks.over(l[i]) end)
+          d.wait(ctx, tasks.all_over(l[i]))
         end
         d.turns(ctx, 3)
         return table.concat(l.log, " ")
@@ -405,7 +405,7 @@ describe("rwlock", function()
           settle(d, ctx, others)
           writer:cancel()
         end
-        d.wait(ctx, function() return tasks.over(writer) end)
+        d.wait(ctx, tasks.all_over(writer))
         settle(d, ctx, others)
         d.turns(ctx, 3)
         assert.same({ "r1", "r2" }, log) -- the first reader holds it still
@@ -744,7 +744,7 @@ describe("condition", function()
       assert.is_false(m:locked()) -- it was let go of
       for i = 1, 3 do
         cond:signal()
-        d.wait(ctx, function() return tasks.over(w[i]) end)
+        d.wait(ctx, tasks.all_over(w[i]))
         d.turns(ctx, 2)
         assert.equal(i, #w.log)
       end
@@ -895,7 +895,7 @@ describe("condition", function()
           local ctx, cond, m = d.context(), aio.condition(), aio.mutex()
           local w = waiters(ctx, cond, m, 3, way == "timeout" and { [position] = 0.001 })
           if way == "cancelled" then w[position]:cancel() end
-          d.wait(ctx, function() return tasks.over(w[position]) end)
+          d.wait(ctx, tasks.all_over(w[position]))
           local expected = { position .. " " .. way }
           assert.same(expected, w.log)
           cond:signal()
@@ -915,7 +915,7 @@ describe("condition", function()
       local w = waiters(ctx, cond, m, 6, { [2] = 0.001, [5] = 0.001 })
       w[3]:cancel()
       cond:signal() -- the first
-      d.wait(ctx, function() return tasks.over(w[2]) and tasks.over(w[5]) and tasks.over(w[3]) end)
+      d.wait(ctx, tasks.all_over(w[2], w[5], w[3]))
       cond:broadcast()
       finish(d, ctx, w)
       table.sort(w.log)

@@ -3,7 +3,9 @@
 
 local aio = require "aioloop"
 local fds = require "fds"
+local child = require "spec.support.child"
 local drivers = require "spec.support.drivers"
+local logger = require "spec.support.logger"
 
 local virtual = aio.clock.virtual
 
@@ -16,11 +18,6 @@ local function since(start) return (virtual:now() - start + 5e-7) // 1e-6 / 1e6 
 local function hold_up(seconds)
   local deadline = aio.now() + seconds
   repeat until aio.now() >= deadline
-end
-
-local function logger()
-  local log = {}
-  return log, function(x) log[#log + 1] = x end
 end
 
 describe("timer", function()
@@ -459,14 +456,13 @@ describe("virtual clock", function()
   after_each(drivers.cleanup)
 
   it("starts paused at 0", function()
-    local output, code = drivers.script [[
+    local it = child.run [[
       local aio = require "aioloop"
       local start = aio.now()
       repeat until aio.now() > start + 0.002
       print(aio.clock.virtual:now())
     ]]
-    assert.equal("0.0\n", output)
-    assert.equal(0, code)
+    assert.same({ code = 0, out = "0.0\n", err = "" }, it)
   end)
 
   it("visits the deadlines of all contexts in one order", function()

@@ -4,15 +4,11 @@
 local aio = require "aioloop"
 local fds = require "fds"
 local drivers = require "spec.support.drivers"
+local logger = require "spec.support.logger"
 
 local pipe, socketpair, close = drivers.pipe, drivers.socketpair, drivers.close
 
 local function nop() end
-
-local function logger()
-  local log = {}
-  return log, function(x) log[#log + 1] = x end
-end
 
 describe("watch", function()
   drivers.each_backend(function(d)

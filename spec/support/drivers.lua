@@ -145,17 +145,4 @@ end
 --- This process, for what others write into /proc.
 function drivers.pid() return assert(tonumber((io.open "/proc/self/stat":read "a"):match "%d+")) end
 
---- Runs a script in an interpreter of its own, with this one's module; returns all it printed, and how it ended.
-function drivers.script(source)
-  local name = os.tmpname()
-  local file <close> = assert(io.open(name, "w"))
-  file:write("package.path, package.cpath = ", ("%q, %q\n"):format(package.path, package.cpath), source)
-  file:close()
-  local run <close> = assert(io.popen("lua5.4 " .. name .. " 2>&1"))
-  local output = run:read "a"
-  local _, kind, code = run:close()
-  os.remove(name)
-  return output, kind == "exit" and code or kind .. " " .. code
-end
-
 return drivers

@@ -52,6 +52,16 @@ function line.scenarios(name, kind)
     return waiters
   end
 
+  -- A task that has the token until it is woken, and then passes it on.
+  local function hold(ctx, object, and_then)
+    return ctx:spawn(function()
+      assert(take(object))
+      aio.suspend()
+      give(object)
+      if and_then then and_then() end
+    end)
+  end
+
   -- The token is there, once.
   local function check_free(object)
     assert.is_true(take(object, 0) and true)
@@ -155,18 +165,14 @@ function line.scenarios(name, kind)
         for position = 1, kind.stays and way == "by coroutine.close" and 0 or 4 do
           it(("is left %s from place %d of 4, and the rest is served"):format(way, position), function()
             local ctx, object = d.context(), kind.new()
-            local holder = ctx:spawn(function()
-              assert(take(object))
-              aio.suspend()
-              give(object)
-            end)
+            local holder = hold(ctx, object)
             tasks.settle(d, ctx, { holder })
             local waiters = queue_up(d, ctx, object, 4, { [position] = how })
             local leaver = waiters[position]
             if how.leave then
               how.leave(leaver)
             else
-              d.wait(ctx, function() return tasks.over(leaver.task) end)
+              d.wait(ctx, tasks.all_over(leaver.task))
             end
             d.turns(ctx, 3)
             assert.same({}, waiters.served) -- nothing was passed on
@@ -195,12 +201,7 @@ function line.scenarios(name, kind)
       it("keeps what was given to one who is cancelled before it runs, till its next wait", function()
         local ctx, object = d.context(), kind.new()
         local waiters
-        local holder = ctx:spawn(function()
-          assert(take(object))
-          aio.suspend()
-          give(object)
-          waiters[1].task:cancel()
-        end)
+        local holder = hold(ctx, object, function() waiters[1].task:cancel() end)
         tasks.settle(d, ctx, { holder })
         waiters = queue_up(d, ctx, object, 2)
         waiters[1].after = function()
@@ -223,10 +224,7 @@ function line.scenarios(name, kind)
       if_it_comes_back("passes on what was given to one who is closed before it runs", function()
         local ctx, object = d.context(), kind.new()
         local waiters
-        local holder = ctx:spawn(function()
-          assert(take(object))
-          aio.suspend()
-          give(object)
+        local holder = hold(ctx, object, function()
           assert.is_true(coroutine.close(waiters[1].co))
           assert.is_true(coroutine.close(waiters[2].co))
         end)
@@ -242,12 +240,7 @@ function line.scenarios(name, kind)
       if_it_comes_back("is free when all who were given it are closed before they run", function()
         local ctx, object = d.context(), kind.new()
         local waiters
-        local holder = ctx:spawn(function()
-          assert(take(object))
-          aio.suspend()
-          give(object)
-          for i = 1, 3 do coroutine.close(waiters[i].co) end
-        end)
+        local holder = hold(ctx, object, function() for i = 1, 3 do coroutine.close(waiters[i].co) end end)
         tasks.settle(d, ctx, { holder })
         waiters = queue_up(d, ctx, object, 3)
         holder:wake()
@@ -259,12 +252,7 @@ function line.scenarios(name, kind)
 
       it("is waited for in callbacks, by polling", function()
         local ctx, object, log = d.context(), kind.new(), {}
-        local holder = ctx:spawn(function()
-          assert(take(object))
-          aio.suspend()
-          give(object)
-          log[#log + 1] = "given"
-        end)
+        local holder = hold(ctx, object, function() log[#log + 1] = "given" end)
         tasks.settle(d, ctx, { holder })
         ctx:schedule(function()
           ctx:schedule(holder.wake, holder)
@@ -306,12 +294,7 @@ function line.scenarios(name, kind)
             give(object)
           end)
         end
-        tasks.alternate(d, { a, b }, function()
-          for i = 1, 20 do
-            if not tasks.over(list[i]) then return false end
-          end
-          return true
-        end)
+        tasks.alternate(d, { a, b }, tasks.all_over(table.unpack(list)))
         for i = 1, 20 do aio.await(list[i]) end
         table.sort(served)
         for i = 1, 20 do assert.equal(i, served[i]) end
@@ -320,11 +303,7 @@ function line.scenarios(name, kind)
 
       it("goes on with the others when the context of some who wait is closed", function()
         local a, b, object = d.context(), d.context(), kind.new()
-        local holder = a:spawn(function()
-          assert(take(object))
-          aio.suspend()
-          give(object)
-        end)
+        local holder = hold(a, object)
         tasks.settle(d, a, { holder })
         local lost = queue_up(d, b, object, 2)
         local waiters = queue_up(d, a, object, 2)
@@ -338,12 +317,7 @@ function line.scenarios(name, kind)
 
       if_it_comes_back("passes on what was given to one whose context is closed before it runs", function()
         local a, b, object = d.context(), d.context(), kind.new()
-        local holder = a:spawn(function()
-          assert(take(object))
-          aio.suspend()
-          give(object)
-          b:close()
-        end)
+        local holder = hold(a, object, function() b:close() end)
         tasks.settle(d, a, { holder })
         local lost = queue_up(d, b, object, 1)
         local waiters = queue_up(d, a, object, 1)
@@ -454,11 +428,7 @@ function line.scenarios(name, kind)
 
     it("is left by a waiter at top level whom an error of a callback ends", function()
       local object, err = kind.new(), {}
-      local holder = aio.spawn(function()
-        assert(take(object))
-        aio.suspend()
-        give(object)
-      end)
+      local holder = hold(aio.default(), object)
       aio.sleep(0)
       aio.default():schedule(error, err)
       local ok, got = pcall(take, object)
@@ -473,12 +443,7 @@ function line.scenarios(name, kind)
 
     if_it_comes_back("is left by a waiter at top level who was given it in the turn that ended in an error", function()
       local object, err = kind.new(), {}
-      local holder = aio.spawn(function()
-        assert(take(object))
-        aio.suspend()
-        give(object)
-        error(err)
-      end)
+      local holder = hold(aio.default(), object, function() error(err) end)
       aio.sleep(0)
       aio.default():schedule(function() holder:wake() end)
       local ok, got = pcall(take, object)

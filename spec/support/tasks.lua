@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
---- What specs of tasks share: until they wait, until they have ended, and with what.
+--- What specs of tasks share: until they wait, until they have ended, with what, and that nothing is left of them.
 
+local assert = require "luassert"
 local aio = require "aioloop"
 
 local tasks = {}
@@ -16,6 +17,12 @@ local function all(list, ok)
   return true
 end
 
+--- For d.wait: whether all of these have ended.
+function tasks.all_over(...)
+  local list = { ... }
+  return function() return all(list, tasks.over) end
+end
+
 --- Until each of them waits for something, or has ended.
 function tasks.settle(d, ctx, list)
   d.wait(ctx, function()
@@ -25,7 +32,7 @@ end
 
 --- Until they have ended; the first error of one that was not cancelled is raised.
 function tasks.finish(d, ctx, list)
-  d.wait(ctx, function() return all(list, tasks.over) end)
+  d.wait(ctx, tasks.all_over(table.unpack(list)))
   for _, task in ipairs(list) do
     if task:status() ~= "cancelled" then aio.await(task) end
   end
@@ -36,6 +43,43 @@ function tasks.run(d, ctx, fn, ...)
   local task = ctx:spawn(fn, ...)
   tasks.finish(d, ctx, { task })
   return aio.await(task)
+end
+
+--- The same, but returns what join does, packed.
+function tasks.join(d, ctx, fn, ...)
+  local task = ctx:spawn(fn, ...):keep()
+  d.wait(ctx, tasks.all_over(task))
+  local got = table.pack(task:join())
+  if not got[1] then error(got[2], 0) end
+  return got
+end
+
+--- Nothing is left to be done.
+function tasks.is_quiet(ctx)
+  local stats = ctx:stats()
+  for _, field in ipairs { "live", "tasks", "timers_armed", "bhs_pending", "watches" } do
+    assert.equal(0, stats[field], field)
+  end
+end
+
+--- What nobody holds is gone after this, also what only finalisers have held.
+function tasks.collect()
+  for _ = 1, 3 do collectgarbage() end
+end
+
+local function call_in_coroutine(fn)
+  local co = coroutine.create(function()
+    fn()
+    coroutine.yield()
+  end)
+  assert(coroutine.resume(co))
+  assert(coroutine.close(co))
+end
+
+--- Calls a function in a coroutine that is gone afterwards.
+function tasks.call_in_passing(fn)
+  call_in_coroutine(fn)
+  tasks.collect()
 end
 
 --- Turns that do not wait, on several contexts, until done().
