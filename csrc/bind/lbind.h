@@ -58,6 +58,7 @@ typedef struct LRuntime {
   LContext *erred;           /* collected an error in such a turn */
   LContext *spare, *made;    /* LContexts to be used again; all there are */
   AioVClock *vclock;
+  struct LPaths *paths;      /* lpool.c */
 } LRuntime;
 
 /* A place in the anchor table: its owner, or the next free place. */
@@ -312,9 +313,16 @@ void aioL_flight_revoke(lua_State *L, LTicket *tk);
 
 typedef struct LParcel LParcel;
 LParcel *aioL_parcel_pack(lua_State *L, int first); /* [-n, +0, e] from `first` up; raises the path of what cannot be copied */
-/* [-n, +0, -] the same where nothing may be raised; *ok is false if the parcel holds the message instead; NULL: no memory */
-LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, bool *ok);
+/* [-n, +0, -] the same where nothing may be raised; *ok is false if the parcel holds the message instead; NULL: no memory.
+ * *reuse may become the parcel, and is then NULL. */
+LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, LParcel **reuse, bool *ok);
+bool aioL_parcel_is_simple(const LParcel *p);       /* unpacking it raises nothing, given the stack */
 int aioL_parcel_unpack(lua_State *L, LParcel *p);   /* [-0, +n, m] */
+typedef struct LCode LCode;
+LCode *aioL_known_code(lua_State *L, int idx);      /* [-0, +0, -] counted; NULL: it has not been dumped yet */
+LCode *aioL_code_of(lua_State *L);                  /* [-0, +0, m] of the function on top, counted; NULL: no memory */
+void aioL_push_code(lua_State *L, LCode *code);     /* [-0, +1, e] the function */
+void aioL_code_unref(LCode *code);                  /* any thread; NULL is fine */
 void aioL_parcel_free(LParcel *p);                  /* any thread; NULL is fine */
 
 /* ---- lbuffer.c: memory that the kernel fills ---- */
@@ -322,7 +330,8 @@ void aioL_parcel_free(LParcel *p);                  /* any thread; NULL is fine 
 typedef struct LBlock {
   char *data;
   size_t cap;
-  uint32_t refs;
+  atomic_uint refs;
+  struct LBlock *next; /* in a parcel */
   bool busy;      /* the kernel has it */
   bool waited;    /* and somebody waits for what it does with it */
 } LBlock;
@@ -335,7 +344,7 @@ typedef struct LBuffer {
 LBuffer *aioL_check_buffer(lua_State *L, int idx);       /* [-0, +0, v] one that nobody is using */
 LBlock *aioL_buffer_block(lua_State *L, LBuffer *b);     /* [-0, +0, m] its memory */
 LBlock *aioL_block_new(size_t cap);                      /* NULL: no memory */
-void aioL_block_unref(LBlock *block);
+void aioL_block_unref(LBlock *block);                    /* any thread; NULL is fine */
 /* [-0, +0, v] the bytes of a string, number or buffer */
 const char *aioL_check_bytes(lua_State *L, int idx, size_t *len);
 int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] */
@@ -428,6 +437,7 @@ void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions);
 typedef int LMethod(lua_State *L);
 LMethod aioL_ctx_schedule, aioL_ctx_bh, aioL_ctx_timer, aioL_ctx_watch, aioL_ctx_spawn, aioL_ctx_co_schedule, aioL_ctx_tasks,
   aioL_ctx_signal, aioL_ctx_set_threads, aioL_ctx_attach, aioL_ctx_detach, aioL_ctx_source;
+void aioL_paths_drop(LRuntime *rt);
 void aioL_flights_drop(LContext *c);               /* the pool is closed */
 void aioL_oneshots_drop(lua_State *L, LContext *c);
 void aioL_glib_drop(lua_State *L, LContext *c);    /* [-0, +0, -] at the latest when no turn is running */

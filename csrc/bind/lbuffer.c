@@ -13,27 +13,6 @@
 /*** Buffers.
 @module aioloop.buffer */
 
-void aioL_block_unref(LBlock *block) {
-  if (!block || --block->refs) return;
-  free(block->data);
-  free(block);
-}
-
-/* Aligned as files past the page cache want it, if it is large enough to matter. */
-static char *new_data(size_t cap) {
-  if (cap < AIO_FILE_ALIGN) return malloc(cap ? cap : 1);
-  return aligned_alloc(AIO_FILE_ALIGN, (cap + AIO_FILE_ALIGN - 1) / AIO_FILE_ALIGN * AIO_FILE_ALIGN);
-}
-
-LBlock *aioL_block_new(size_t cap) { /* NULL: no memory */
-  LBlock *block = malloc(sizeof *block);
-  if (!block) return NULL;
-  *block = (LBlock){.data = new_data(cap), .cap = cap, .refs = 1};
-  if (block->data) return block;
-  free(block);
-  return NULL;
-}
-
 /* What is left of a wait that was given up is the kernel's: the block has another owner beside us, and is busy. */
 static void let_go_of_lost(LBuffer *b) {
   if (!b->block || !b->block->busy) return;

@@ -214,7 +214,7 @@ static int file_pread(lua_State *L) {
   }
   LFileCall *k = new_call(L, b, &pread_ops, AIO_FILE_READ, 0);
   if (block)
-    (k->block = block)->refs++;
+    atomic_fetch_add(&(k->block = block)->refs, 1);
   else
     own_block(L, k, n);
   k->op.buf = k->block->data;
@@ -256,7 +256,7 @@ static int file_pwrite(lua_State *L) {
   LFileCall *k = new_call(L, b, &pwrite_ops, AIO_FILE_WRITE, 0);
   LBuffer *buf = aioL_test(L, 2, L_BUFFER);
   if (buf)
-    (k->block = buf->block)->refs++;
+    atomic_fetch_add(&(k->block = buf->block)->refs, 1);
   else
     memcpy(own_block(L, k, n)->data, data, n);
   k->op.buf = k->block->data;

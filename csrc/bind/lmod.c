@@ -204,6 +204,7 @@ static int runtime_gc(lua_State *L) {
   aioL_contexts_drop(L, rt);
   aioL_scopes_free(L, rt);
   aioL_holds_free(L, rt);
+  aioL_paths_drop(rt);
   if (rt->vclock) aio_vclock_free(rt->vclock);
   rt->vclock = NULL;
   return 0;

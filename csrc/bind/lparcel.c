@@ -9,6 +9,7 @@
  * Keep     everything is read raw: no metamethod runs. The list `order` keeps what has a number alive, and with it the
  *          upvalues, which are known by address. Sizes are counted: a border may be huge in a small table. */
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +17,7 @@
 
 enum {
   SHORT = 40,      /* longer strings have a number, and are copied once */
+  SMALL = 256,     /* bytes of a parcel that is made without much ado */
   PATH_STEPS = 16, /* the last ones, which a message names */
   SLOTS = 32       /* of stack, above the values */
 };
@@ -28,15 +30,21 @@ typedef enum LTag {
   T_STRING,   /* size_t, bytes */
   T_TABLE,    /* uint32_t[2]: array, hash; contents: key, value ... */
   T_FUNCTION, /* size_t, bytecode; contents: upvalues */
+  T_BUFFER,   /* LBlock *, size_t: moved */
+  T_CODE,     /* the parcel's `code`: a function that knows nothing but the globals */
   T_REF,      /* uint32_t: what has this number */
   T_GLOBALS,  /* as an upvalue: the globals table of either state */
   T_JOIN      /* as an upvalue: lua_Integer, place of the upvalue that is the same variable */
 } LTag;
 
 struct LParcel {
+  size_t room;      /* in data */
+  LCode *code;      /* of the first of them; NULL: there is none */
+  LBlock *blocks;   /* the memory of buffers, counted, linked by `next` */
   size_t size;
   uint32_t objects; /* those with a number, from 1 */
   int values;
+  bool simple;      /* unpacking it makes no object: it cannot fail */
   unsigned char data[];
 };
 
@@ -50,7 +58,7 @@ typedef struct LPacking {
   int order;        /* stack: number -> object */
   int parents;      /* stack: number -> in what it was met first, or 0 */
   const char *what; /* "argument", for messages */
-  const void *globals;
+  const void *globals, *plain; /* plain: the function whose code the parcel has */
 } LPacking;
 
 static int no_memory(lua_State *L) { return luaL_error(L, "not enough memory"); }
@@ -146,8 +154,18 @@ static void refuse(lua_State *L, LPacking *k, const char *kind) {
 
 /* ---- values ---- */
 
+/* Few parcels need them: made when the first thing comes that can have a number. */
+static void make_tables(lua_State *L, LPacking *k) { /* [-0, +0, m] */
+  if (lua_istable(L, k->seen)) return;
+  for (int i = k->seen; i <= k->parents; i++) {
+    lua_newtable(L);
+    lua_replace(L, i);
+  }
+}
+
 /* [-0, +0, e] The value on top has a number: that is put. Otherwise it gets one. */
 static bool put_ref(lua_State *L, LPacking *k) {
+  make_tables(L, k);
   lua_pushvalue(L, -1);
   lua_rawget(L, k->seen);
   uint32_t number = (uint32_t)lua_tointeger(L, -1);
@@ -185,15 +203,58 @@ static void put_table(lua_State *L, LPacking *k) {
   put(L, k, T_TABLE, sizes, sizeof sizes);
 }
 
+/* What it does depends on its arguments and the globals alone. */
+static bool is_plain(lua_State *L, const LPacking *k) { /* [-0, +0, -] the function on top */
+  if (!lua_getupvalue(L, -1, 1)) return true;
+  bool globals = is_globals(L, k);
+  lua_pop(L, 1);
+  if (!globals || !lua_getupvalue(L, -1, 2)) return globals;
+  return lua_pop(L, 1), false;
+}
+
 static void put_function(lua_State *L, LPacking *k) {
   size_t size = 0;
   if (lua_iscfunction(L, -1)) refuse(L, k, "a C function");
+  if (!k->p->code && is_plain(L, k)) {
+    k->p->code = aioL_code_of(L);
+    if (!k->p->code) no_memory(L);
+    k->plain = lua_topointer(L, -1);
+  }
+  if (k->p->code && lua_topointer(L, -1) == k->plain) {
+    put_tag(L, k, T_CODE);
+    return;
+  }
   if (put_ref(L, k)) return;
   put(L, k, T_FUNCTION, &size, sizeof size);
   size_t at = k->p->size;
   if (lua_dump(L, write_bytes, k, 0) != 0) no_memory(L);
   size = k->p->size - at;
   memcpy(k->p->data + at - sizeof size, &size, sizeof size);
+}
+
+/* Its memory goes over when all could be packed (move_buffers). */
+static void put_buffer(lua_State *L, LPacking *k) {
+  LBuffer *b = luaL_testudata(L, -1, "aioloop.buffer");
+  struct { LBlock *block; size_t cap, len; } v;
+  if (!b) refuse(L, k, "a userdata");
+  if (b->block && b->block->busy) refuse(L, k, "a buffer that is being read into or written from");
+  if (put_ref(L, k)) return;
+  v.block = b->block;
+  v.cap = b->cap;
+  v.len = b->len;
+  put(L, k, T_BUFFER, &v, sizeof v);
+  if (!b->block) return;
+  atomic_fetch_add_explicit(&b->block->refs, 1, memory_order_relaxed);
+  b->block->next = k->p->blocks;
+  k->p->blocks = b->block;
+}
+
+static void move_buffers(lua_State *L, const LPacking *k) { /* [-0, +0, -] */
+  for (uint32_t i = 1; k->p->blocks && i <= k->p->objects; i++) {
+    LBuffer *b = lua_rawgeti(L, k->order, i) == LUA_TUSERDATA ? lua_touserdata(L, -1) : NULL;
+    if (b) aioL_block_unref(b->block), b->block = NULL, b->len = 0;
+    lua_pop(L, 1);
+  }
 }
 
 static void put_number(lua_State *L, LPacking *k) {
@@ -213,7 +274,7 @@ static void put_value(lua_State *L, LPacking *k) { /* [-1, +0, e] */
     case LUA_TFUNCTION: put_function(L, k); break;
     case LUA_TLIGHTUSERDATA: refuse(L, k, "a light userdata"); break;
     case LUA_TTHREAD: refuse(L, k, "a thread"); break;
-    default: refuse(L, k, "a userdata"); break;
+    default: put_buffer(L, k); break;
   }
   lua_pop(L, 1);
 }
@@ -245,7 +306,7 @@ static void put_upvalues(lua_State *L, LPacking *k, int fn) { /* [-0, +0, e] */
 }
 
 static void put_contents(lua_State *L, LPacking *k) { /* [-0, +0, e] of the object on top */
-  if (lua_isstring(L, -1)) return;
+  if (lua_isstring(L, -1) || lua_isuserdata(L, -1)) return;
   (lua_istable(L, -1) ? put_fields : put_upvalues)(L, k, lua_gettop(L));
   put_tag(L, k, T_END);
 }
@@ -260,7 +321,7 @@ static int pack_values(lua_State *L) { /* values, LPacking */
   lua_pushglobaltable(L);
   k->globals = lua_topointer(L, -1);
   lua_pop(L, 1);
-  for (int i = 0; i < 3; i++) lua_newtable(L);
+  for (int i = 0; i < 3; i++) lua_pushnil(L);
   k->seen = values + 1, k->order = values + 2, k->parents = values + 3;
   for (int i = 1; i <= values; i++) {
     lua_pushvalue(L, i);
@@ -271,7 +332,67 @@ static int pack_values(lua_State *L) { /* values, LPacking */
     put_contents(L, k);
     lua_pop(L, 1);
   }
+  move_buffers(L, k);
   return 0;
+}
+
+/* ---- the shortest way, for what most jobs take and return: a few values of no size ---- */
+
+typedef struct LSmall {
+  unsigned char data[SMALL];
+  size_t size;
+  LCode *code;
+  bool strings;
+} LSmall;
+
+static void small_put(LSmall *s, LTag tag, const void *data, size_t size) {
+  s->data[s->size++] = (unsigned char)tag;
+  memcpy(s->data + s->size, data, size);
+  s->size += size;
+}
+
+/* [-0, +0, -] false: it is too large for this, or the values are. */
+static bool small_value(lua_State *L, int idx, LSmall *s) {
+  size_t len;
+  if (s->size + SHORT + 16 > sizeof s->data) return false;
+  switch (lua_type(L, idx)) {
+    case LUA_TNIL: small_put(s, T_NIL, "", 0); return true;
+    case LUA_TBOOLEAN: small_put(s, lua_toboolean(L, idx) ? T_TRUE : T_FALSE, "", 0); return true;
+    case LUA_TNUMBER:
+      if (lua_isinteger(L, idx))
+        small_put(s, T_INTEGER, &(lua_Integer){lua_tointeger(L, idx)}, sizeof(lua_Integer));
+      else
+        small_put(s, T_FLOAT, &(lua_Number){lua_tonumber(L, idx)}, sizeof(lua_Number));
+      return true;
+    case LUA_TSTRING: {
+      const char *bytes = lua_tolstring(L, idx, &len);
+      if (len > SHORT) return false;
+      small_put(s, T_STRING, &len, sizeof len);
+      memcpy(s->data + s->size, bytes, len);
+      s->size += len;
+      return s->strings = true;
+    }
+    case LUA_TFUNCTION:
+      if (s->code || !(s->code = aioL_known_code(L, idx))) return false;
+      small_put(s, T_CODE, "", 0);
+      return true;
+    default: return false;
+  }
+}
+
+/* [-0, +0, -] NULL: it cannot be done so. `reuse`: a parcel that is not needed any more, or NULL. */
+static LParcel *small_pack(lua_State *L, int first, LParcel *reuse) {
+  LSmall s = {.size = 0};
+  int top = lua_gettop(L);
+  bool fits = true;
+  for (int i = first; i <= top && fits; i++) fits = small_value(L, i, &s);
+  LParcel *p = !fits ? NULL : reuse && reuse->room >= s.size ? reuse : malloc(sizeof *p + SMALL);
+  if (!p) return aioL_code_unref(s.code), NULL;
+  if (p == reuse) aioL_code_unref(p->code);
+  *p = (LParcel){.room = p == reuse ? p->room : SMALL, .code = s.code, .size = s.size, .values = top - first + 1,
+                 .simple = !s.code && !s.strings};
+  memcpy(p->data, s.data, s.size);
+  return p;
 }
 
 static LParcel *try_pack(lua_State *L, int first, const char *what) { /* [-n, +0|1, -] NULL: the error is on top */
@@ -280,15 +401,18 @@ static LParcel *try_pack(lua_State *L, int first, const char *what) { /* [-n, +0
   lua_pushcfunction(L, pack_values);
   lua_insert(L, first);
   lua_pushlightuserdata(L, &k);
-  if (lua_pcall(L, n + 1, 0, 0) != LUA_OK) return free(k.p), NULL;
+  if (lua_pcall(L, n + 1, 0, 0) != LUA_OK) return aioL_parcel_free(k.p), NULL;
   LParcel *fit = realloc(k.p, sizeof *fit + k.p->size);
-  if (fit) return fit;
-  return k.p;
+  if (!fit) return k.p;
+  fit->room = fit->size;
+  return fit;
 }
 
 LParcel *aioL_parcel_pack(lua_State *L, int first) {
   luaL_checkstack(L, SLOTS, "too many values to copy");
-  LParcel *p = try_pack(L, first, "argument");
+  LParcel *p = small_pack(L, first, NULL);
+  if (p) return lua_settop(L, first - 1), p;
+  p = try_pack(L, first, "argument");
   if (p) return p;
   luaL_where(L, 1);
   lua_insert(L, -2);
@@ -296,21 +420,31 @@ LParcel *aioL_parcel_pack(lua_State *L, int first) {
   return lua_error(L), NULL;
 }
 
-LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, bool *ok) {
+LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, LParcel **reuse, bool *ok) {
   bool stack = lua_checkstack(L, SLOTS);
-  LParcel *p = stack ? try_pack(L, first, what) : NULL;
+  LParcel *p = stack ? small_pack(L, first, *reuse) : NULL;
+  if (p && p == *reuse) *reuse = NULL;
+  if (stack && !p) p = try_pack(L, first, what);
   *ok = p != NULL;
   if (stack && !p) p = try_pack(L, first, "error"); /* the message */
   lua_settop(L, first - 1);
   return p;
 }
 
-void aioL_parcel_free(LParcel *p) { free(p); }
+bool aioL_parcel_is_simple(const LParcel *p) { return p->simple; }
+
+void aioL_parcel_free(LParcel *p) {
+  if (!p) return;
+  aioL_code_unref(p->code);
+  for (LBlock *b = p->blocks, *next; b; b = next) next = b->next, aioL_block_unref(b);
+  free(p);
+}
 
 /* ---- unpack ---- */
 
 typedef struct LUnpacking {
   const unsigned char *at, *end;
+  LCode *code;
   uint32_t made;
   int objects; /* stack: number -> object */
 } LUnpacking;
@@ -329,6 +463,23 @@ static bool next_is(lua_State *L, LUnpacking *u, LTag tag) { /* [-0, +0, e] true
   return u->at--, false;
 }
 
+static void get_buffer(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
+  struct { LBlock *block; size_t cap, len; } v;
+  get(L, u, &v, sizeof v);
+  LBuffer *b = lua_newuserdatauv(L, sizeof *b, 0);
+  *b = (LBuffer){.cap = v.cap, .len = v.len};
+  if (luaL_getmetatable(L, "aioloop.buffer") == LUA_TNIL) { /* a worker's state that knows nothing of it yet */
+    lua_pop(L, 1);
+    lua_getglobal(L, "require");
+    lua_pushliteral(L, "aioloop.file");
+    lua_call(L, 1, 0);
+    luaL_getmetatable(L, "aioloop.buffer");
+  }
+  if (v.block) atomic_fetch_add_explicit(&v.block->refs, 1, memory_order_relaxed);
+  b->block = v.block;
+  lua_setmetatable(L, -2);
+}
+
 static void get_value(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
   union { lua_Integer integer; lua_Number number; size_t size; uint32_t ref, sizes[2]; } v;
   LTag tag = (LTag)*take(L, u, 1);
@@ -339,11 +490,13 @@ static void get_value(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
     case T_FLOAT: get(L, u, &v.number, sizeof v.number); lua_pushnumber(L, v.number); return;
     case T_REF: get(L, u, &v.ref, sizeof v.ref); lua_rawgeti(L, u->objects, v.ref); return;
     case T_GLOBALS: lua_pushglobaltable(L); return;
+    case T_CODE: aioL_push_code(L, u->code); return;
     case T_STRING:
       get(L, u, &v.size, sizeof v.size);
       lua_pushlstring(L, take(L, u, v.size), v.size);
       if (v.size <= SHORT) return;
       break;
+    case T_BUFFER: get_buffer(L, u); break;
     case T_TABLE:
       get(L, u, v.sizes, sizeof v.sizes);
       lua_createtable(L, v.sizes[0] > INT_MAX ? 0 : (int)v.sizes[0], v.sizes[1] > INT_MAX ? 0 : (int)v.sizes[1]);
@@ -380,14 +533,18 @@ static void get_field(lua_State *L, LUnpacking *u, int table, int i) { /* [-0, +
 
 static void get_contents(lua_State *L, LUnpacking *u) { /* [-0, +0, e] of the object on top */
   int at = lua_gettop(L);
-  if (lua_isstring(L, at)) return;
+  if (lua_isstring(L, at) || lua_isuserdata(L, at)) return;
   for (int i = 1; !next_is(L, u, T_END); i++) (lua_istable(L, at) ? get_field : get_upvalue)(L, u, at, i);
 }
 
 int aioL_parcel_unpack(lua_State *L, LParcel *p) {
-  LUnpacking u = {.at = p->data, .end = p->data + p->size, .objects = lua_gettop(L) + 1};
+  LUnpacking u = {.at = p->data, .end = p->data + p->size, .code = p->code,
+                  .objects = lua_gettop(L) + 1};
   luaL_checkstack(L, p->values + SLOTS, "too many values to copy");
-  lua_createtable(L, (int)p->objects, 0);
+  if (p->objects)
+    lua_createtable(L, (int)p->objects, 0);
+  else
+    lua_pushnil(L);
   for (int i = 0; i < p->values; i++) get_value(L, &u);
   for (uint32_t i = 1; i <= p->objects; i++) {
     lua_rawgeti(L, u.objects, i);

@@ -8,6 +8,7 @@
  * Keep     a worker's state lasts as long as its thread, unless memory ran out in it: then the next job has a new one. */
 #include <errno.h>
 #include <lualib.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,11 +17,16 @@
 /*** The thread pool.
 @module aioloop.pool */
 
+typedef struct LPaths { /* package.path and package.cpath */
+  atomic_uint refs;
+  size_t size, cpath; /* bytes in all; where the second begins */
+  char text[];
+} LPaths;
+
 typedef struct LWork {
   LFlight f;
   AioJob job;
-  char *paths;       /* package.path and package.cpath, for a new state */
-  size_t cpath;      /* where the second begins */
+  LPaths *paths;     /* for a new state */
   LParcel *in, *out; /* out: what the function returned, or its error and traceback */
   const char *lost;  /* why there is no `out` */
   bool failed;
@@ -38,8 +44,6 @@ static int traceback(lua_State *L) { /* stack: error -> error; the traceback goe
 static int call_job(lua_State *L) {
   LWork *w = lua_touserdata(L, 1);
   lua_settop(L, 0);
-  lua_pushnil(L);
-  lua_setfield(L, LUA_REGISTRYINDEX, "aioloop.traceback");
   int n = aioL_parcel_unpack(L, w->in); /* function, arguments */
   lua_call(L, n - 1, LUA_MULTRET);
   return lua_gettop(L);
@@ -52,9 +56,9 @@ static int open_state(lua_State *L) {
   const LWork *w = lua_touserdata(L, 1);
   luaL_openlibs(L);
   lua_getglobal(L, "package");
-  lua_pushstring(L, w->paths);
+  lua_pushstring(L, w->paths->text);
   lua_setfield(L, -2, "path");
-  lua_pushstring(L, w->paths + w->cpath);
+  lua_pushstring(L, w->paths->text + w->paths->cpath);
   lua_setfield(L, -2, "cpath");
   return 0;
 }
@@ -92,7 +96,7 @@ static void run(void *opaque) {
   lua_remove(L, 1);
   w->failed = status != LUA_OK;
   if (w->failed) lua_getfield(L, LUA_REGISTRYINDEX, "aioloop.traceback");
-  w->out = aioL_parcel_pack_safe(L, 1, w->failed ? "error" : "result", &copied);
+  w->out = aioL_parcel_pack_safe(L, 1, w->failed ? "error" : "result", &w->in, &copied);
   w->failed |= !copied; /* what cannot be copied is an error, and so is what is said of that */
   if (!w->out) w->lost = "not enough memory to copy what the job returned";
   if (status == LUA_ERRMEM || status == LUA_ERRERR) replace_state(L);
@@ -152,11 +156,20 @@ void aioL_flights_drop(LContext *c) {
 
 /* ---- aio.work ---- */
 
+static void paths_unref(LPaths *p) {
+  if (p && atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) == 1) free(p);
+}
+
+void aioL_paths_drop(LRuntime *rt) {
+  paths_unref(rt->paths);
+  rt->paths = NULL;
+}
+
 static void free_work(LFlight *f) {
   LWork *w = container_of(f, LWork, f);
   aioL_parcel_free(w->in);
   aioL_parcel_free(w->out);
-  free(w->paths);
+  paths_unref(w->paths);
   free(w);
 }
 
@@ -176,6 +189,11 @@ static int results(lua_State *L, LTicket *tk) {
   int base = lua_gettop(L);
   bool failed = w->failed;
   luaL_checkstack(L, 4, NULL);
+  if (w->out && !failed && aioL_parcel_is_simple(w->out)) {
+    int n = aioL_parcel_unpack(L, w->out);
+    aioL_flight_end(&w->f);
+    return n;
+  }
   lua_pushcfunction(L, unpack);
   lua_pushlightuserdata(L, w);
   if (w->lost) {
@@ -208,22 +226,33 @@ static const char *path_of(lua_State *L, const char *field, size_t *len) { /* [-
   return lua_type(L, -1) == LUA_TSTRING ? lua_tolstring(L, -1, len) : "";
 }
 
-static bool copy_paths(lua_State *L, LWork *w) {
+static bool are_same(const LPaths *p, const char *path, size_t len, const char *cpath, size_t clen) {
+  return p && p->cpath == len + 1 && p->size == len + clen + 2 && !memcmp(p->text, path, len) && !memcmp(p->text + len + 1, cpath, clen);
+}
+
+/* [-0, +0, m] Those of now, counted; as a rule they are those of last time. NULL: no memory. */
+static LPaths *current_paths(lua_State *L, LRuntime *rt) {
   size_t len, clen;
   luaL_checkstack(L, 4, NULL);
   lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   lua_getfield(L, -1, "package");
   const char *path = path_of(L, "path", &len);
-  lua_pop(L, 1);
+  lua_insert(L, -2); /* stack: loaded, path, package */
   const char *cpath = path_of(L, "cpath", &clen);
-  w->paths = malloc(len + clen + 2);
-  w->cpath = len + 1;
-  if (w->paths) {
-    memcpy(w->paths, path, len + 1);
-    memcpy(w->paths + w->cpath, cpath, clen + 1);
+  if (!are_same(rt->paths, path, len, cpath, clen)) {
+    aioL_paths_drop(rt);
+    LPaths *p = rt->paths = malloc(sizeof *p + len + clen + 2);
+    if (p) {
+      atomic_init(&p->refs, 1);
+      p->size = len + clen + 2;
+      p->cpath = len + 1;
+      memcpy(p->text, path, len + 1);
+      memcpy(p->text + p->cpath, cpath, clen + 1);
+    }
   }
-  lua_pop(L, 3);
-  return w->paths != NULL;
+  lua_pop(L, 4);
+  if (rt->paths) atomic_fetch_add_explicit(&rt->paths->refs, 1, memory_order_relaxed);
+  return rt->paths;
 }
 
 /*** Calls a function in a thread of the pool, in a Lua state of its own, and waits for it. Function, arguments and results
@@ -243,7 +272,7 @@ static int mod_work(lua_State *L) {
   if (w) *w = (LWork){.in = in};
   if (w) aioL_flight_begin(&w->f, c, cancel_work, free_work);
   if (!w) aioL_parcel_free(in);
-  if (!w || !copy_paths(L, w)) {
+  if (!w || !(w->paths = current_paths(L, c->rt))) {
     if (w) aioL_flight_end(&w->f);
     return luaL_error(L, "not enough memory");
   }

@@ -23,14 +23,21 @@ static void *counted_realloc(void *p, size_t size) {
   return q;
 }
 
+static void *counted_malloc(size_t size) { return counted_realloc(NULL, size); }
+
 static void counted_free(void *p) {
   if (p) blocks--;
   free(p);
 }
 
+#include "../../csrc/bind/lblock.c"
+#include "../../csrc/bind/lcode.c" /* not counted: code stays as long as a state knows its function */
+
+#define malloc counted_malloc
 #define realloc counted_realloc
 #define free counted_free
 #include "../../csrc/bind/lparcel.c"
+#undef malloc
 #undef realloc
 #undef free
 
@@ -80,7 +87,7 @@ static int parcel_there(lua_State *L) { return trip(L, luaL_checkstring(L, 1), 2
 /* what, ... -> whether they could be packed, and they or the message */
 static int parcel_safe(lua_State *L) {
   bool ok;
-  LParcel *p = aioL_parcel_pack_safe(L, 2, luaL_checkstring(L, 1), &ok);
+  LParcel *none = NULL, *p = aioL_parcel_pack_safe(L, 2, luaL_checkstring(L, 1), &none, &ok);
   if (!p) return luaL_error(L, "not enough memory");
   if (lua_gettop(L) != 1) return luaL_error(L, "the stack is not as it was");
   lua_pushboolean(L, ok);
@@ -131,7 +138,7 @@ static LParcel *pack_in(lua_State *from, long at, bool *safe_ok) { /* stack: val
   for (int i = 1; i <= n; i++) lua_pushvalue(from, i);
   allowed = at;
   if (safe_ok) {
-    p = aioL_parcel_pack_safe(from, n + 1, "result", safe_ok);
+    p = aioL_parcel_pack_safe(from, n + 1, "result", &(LParcel *){NULL}, safe_ok);
   } else {
     lua_pushcfunction(from, protected_pack);
     lua_insert(from, n + 1);

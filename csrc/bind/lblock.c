@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ * Blocks: the memory of buffers, and of what the kernel or another state works on meanwhile.
+ *
+ * Threads  counted from any.
+ * Owner    everybody who counts it; the last one frees. */
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "lbind.h"
+
+void aioL_block_unref(LBlock *block) {
+  if (!block || atomic_fetch_sub_explicit(&block->refs, 1, memory_order_acq_rel) != 1) return;
+  free(block->data);
+  free(block);
+}
+
+/* Aligned as files past the page cache want it, if it is large enough to matter. */
+static char *new_data(size_t cap) {
+  if (cap < AIO_FILE_ALIGN) return malloc(cap ? cap : 1);
+  return aligned_alloc(AIO_FILE_ALIGN, (cap + AIO_FILE_ALIGN - 1) / AIO_FILE_ALIGN * AIO_FILE_ALIGN);
+}
+
+LBlock *aioL_block_new(size_t cap) { /* NULL: no memory */
+  LBlock *block = malloc(sizeof *block);
+  if (!block) return NULL;
+  *block = (LBlock){.data = new_data(cap), .cap = cap};
+  atomic_init(&block->refs, 1);
+  if (block->data) return block;
+  free(block);
+  return NULL;
+}
