@@ -64,6 +64,7 @@ int aio_context_new(AioContext **out, const AioOptions *opts) {
   list_init(&ctx->woken);
   list_init(&ctx->fd_ready);
   list_init(&ctx->testers);
+  list_init(&ctx->defer_runs);
   ctx->wake_at = &ctx->woken;
   ctx->shuffle = opts->shuffle;
   ctx->ring_entries = opts->ring_entries;
@@ -272,8 +273,8 @@ bool aio_poll(AioContext *ctx, int64_t limit_ns) {
   aio_context_set_home(ctx);
   ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
   if (ctx->depth++ == 0) ctx->sweep_due = true; /* the caller may have closed fds */
-  if (ctx->ndeferred) aio__defer_run(ctx); /* what is waited for may be among it */
-  wait_or_glance(ctx, limit_ns);
+  if (aio__defer_pending(ctx)) aio__defer_run(ctx); /* what is waited for may be among it */
+  if (!aio_context_closed(ctx)) wait_or_glance(ctx, limit_ns);
   bool progress = aio__dispatch(ctx);
   ctx->depth--;
   ctx->running = outer_co;
@@ -299,7 +300,10 @@ void aio__around(AioContext *ctx, AioFn *turn) {
     turn(ctx);
 }
 
-int64_t aio_context_timeout(AioContext *ctx) { return aio_context_closed(ctx) ? AIO_FOREVER : aio__plan(ctx); }
+int64_t aio_context_timeout(AioContext *ctx) {
+  if (aio_context_closed(ctx)) return AIO_FOREVER;
+  return aio__defer_pending(ctx) ? 0 : aio__plan(ctx); /* a turn begins with what was deferred */
+}
 
 int aio_context_pollfd(AioContext *ctx) {
   if (aio_context_closed(ctx)) return -ESHUTDOWN;

@@ -127,6 +127,7 @@ struct AioContext {
   size_t inline_left;            /* home: bytes that may still be read or written at once in this turn */
   AioDeferred *deferred;         /* home: defer.c */
   uint32_t ndeferred, deferred_cap;
+  AioLink defer_runs;            /* home: lists taken away and being run */
   unsigned sections;
   AioAroundFn *around;           /* home */
   void *around_opaque;
@@ -199,7 +200,8 @@ void aio__pool_stop(AioContext *ctx);           /* waits for those that run */
 void aio__pool_free(AioContext *ctx);
 
 /* defer.c */
-void aio__defer_run(AioContext *ctx);
+bool aio__defer_pending(const AioContext *ctx);
+void aio__defer_run(AioContext *ctx);        /* all of them, also within a section; may close the context */
 void aio__defer_drop(AioContext *ctx);
 
 /* file.c, uring.c, laio.c */

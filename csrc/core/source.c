@@ -130,6 +130,8 @@ static gboolean prepare(GSource *base, gint *timeout_ms) {
   *timeout_ms = -1;
   if (!ctx) return FALSE;
   of(base)->asked = false;
+  if (aio__defer_pending(ctx)) aio__defer_run(ctx); /* an iteration inside of a section: what it waits for may be among it */
+  if (!of(base)->ctx) return FALSE;
   tell_fds(of(base));
   aio__announce(ctx, 1);
   int64_t ns = atomic_load_explicit(&ctx->notified, memory_order_acquire) ? 0 : plan(of(base));
