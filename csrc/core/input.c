@@ -13,18 +13,20 @@
 #include "internal.h"
 
 enum { NUMERAL_MAX = 200 }; /* longest numeral, as in Lua's io library */
+enum { SPARE = 1 << 16 };
 
 size_t aio_input_size(const AioInput *in) { return in->end - in->begin; }
-const char *aio_input_bytes(const AioInput *in) { return in->data + in->begin; }
+const char *aio_input_bytes(const AioInput *in) { return in->data ? in->data + in->begin : ""; }
 
 char *aio_input_room(AioInput *in, size_t room) {
   size_t size = aio_input_size(in);
-  if (in->cap - in->end >= room) return in->data + in->end;
+  if (in->data && in->cap - in->end >= room) return in->data + in->end;
   if (room > SIZE_MAX / 4 || size > SIZE_MAX / 4) return NULL;
   if (in->cap >= size + room && in->begin >= size) { /* enough in front, and each byte is moved but once in a while */
     memcpy(in->data, in->data + in->begin, size);
   } else {
-    size_t cap = size + room > 2 * size ? size + room : 2 * size;
+    size_t cap = size + room + !room;
+    if (size) cap += size + (room < SPARE ? room : SPARE); /* the portions may be far smaller than the room for them */
     char *data = aio__realloc(NULL, cap);
     if (!data) return NULL;
     if (size) memcpy(data, in->data + in->begin, size);
@@ -65,7 +67,7 @@ static int find_count(AioWant *w, size_t n, bool eof) { /* none at all: only whe
 
 static int find_some(AioWant *w, size_t n, bool eof) {
   size_t len = n < w->limit ? n : w->limit;
-  if (len) return piece(w, len, len);
+  if (n) return piece(w, len, len);
   return eof ? -ENODATA : 0;
 }
 
@@ -74,12 +76,13 @@ static int find_all(AioWant *w, size_t n, bool eof) {
   return eof ? piece(w, n, n) : 0;
 }
 
+/* Whether a piece is too long does not depend on the portions: what may be the beginning of the delimiter is not counted. */
 static int find_delim(AioWant *w, const char *s, size_t n, bool eof) {
   size_t back = w->seen < w->delim_len ? 0 : w->seen - w->delim_len + 1; /* it may have begun in what was seen */
   const char *at = w->delim_len == 1 ? memchr(s + back, *w->delim, n - back) : memmem(s + back, n - back, w->delim, w->delim_len);
   size_t len = at ? (size_t)(at - s) : n;
   w->seen = n;
-  if (len > w->limit) return -EMSGSIZE;
+  if (len > w->limit && (at || eof || len - w->limit >= w->delim_len)) return -EMSGSIZE;
   if (at) return piece(w, w->keep ? len + w->delim_len : len, len + w->delim_len);
   if (!eof) return 0;
   return n ? piece(w, n, n) : -ENODATA;
@@ -120,18 +123,18 @@ static void skip_numeral(Scan *k) {
 static int find_number(AioWant *w, const char *s, size_t n, bool eof) {
   while (w->seen < n && isspace((unsigned char)s[w->seen])) w->seen++;
   size_t left = n - w->seen;
-  Scan k = {s + w->seen, 0, left < NUMERAL_MAX ? left : NUMERAL_MAX};
+  Scan k = {s + w->seen, 0, left < NUMERAL_MAX ? left : NUMERAL_MAX + 1};
   skip_numeral(&k);
-  if (k.at == left && !eof && left < NUMERAL_MAX) return 0; /* it may go on */
+  if (k.at == left && !eof && left <= NUMERAL_MAX) return 0; /* it may go on */
   if (!left) return -ENODATA;
   w->skip = w->seen;
+  if (k.at > NUMERAL_MAX) return piece(w, 0, w->seen + NUMERAL_MAX); /* too long: taken so far, and none */
   return piece(w, k.at, w->seen + k.at);
 }
 
 int aio_input_find(const AioInput *in, size_t from, AioWant *w, bool eof) {
-  const char *s = in->data + in->begin + from;
+  const char *s = aio_input_bytes(in) + from;
   size_t n = aio_input_size(in) - from;
-  if (!in->data) s = "";
   switch (w->kind) {
     case AIO_WANT_COUNT: return find_count(w, n, eof);
     case AIO_WANT_SOME: return find_some(w, n, eof);
