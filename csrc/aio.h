@@ -193,6 +193,7 @@ typedef struct AioWatch {
   int fd;
   uint8_t dir;
   bool lost;         /* the fd was closed behind our back; set before `ready` is called for the last time */
+  bool nests;        /* set after opening: a turn inside of `ready` may call it again, which else it is spared */
   uint32_t seq;
 } AioWatch;
 

@@ -178,7 +178,7 @@ static void run(AioContext *ctx, AioWatch *w) {
     ready(opaque);
     return;
   }
-  ctx->fds[fd].busy |= (uint8_t)(1 << dir);
+  if (!w->nests) ctx->fds[fd].busy |= (uint8_t)(1 << dir);
   ready(opaque);
   unmask(ctx, fd, dir);
 }
