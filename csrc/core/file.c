@@ -21,7 +21,8 @@ struct AioFile {
   uint32_t refs, ops;
   int fd, direct_fd;      /* -1: not open; -1: none */
   uint8_t engine;         /* asked for */
-  bool direct, closed;
+  bool direct, append, closed;
+  bool opening;           /* an OPEN is under way */
   bool unaligned;         /* what is aligned for most is not for this file system */
   bool reads_now, writes_now; /* RWF_NOWAIT may be tried */
 };
@@ -30,7 +31,7 @@ enum { OP_OVER, OP_UNDER_WAY, OP_CANCELLED };
 
 typedef struct Engine {
   void *self;
-  bool tried;
+  bool tried, failed; /* failed: it has given its ops back, and gets no more */
 } Engine;
 
 struct AioFiles {
@@ -111,26 +112,41 @@ static int64_t call_stat(AioFileOp *op) {
   return 0;
 }
 
-/* Opened without waiting for the other end of a FIFO, which is then refused: it has no offsets, and is a stream's. */
+/* Opened without waiting for the other end of a FIFO, which is then refused: it has no offsets, and is a stream's. The
+ * home thread may be looking at the file, which gets all this when the op is over. */
 static int64_t call_open(AioFileOp *op) {
-  AioFile *f = op->file;
-  struct stat st;
+  enum { ONCE = O_CREAT | O_EXCL | O_TRUNC, KEPT = O_ACCMODE | O_APPEND | O_NOATIME };
+  struct stat st, same;
   int fd = open(op->path, op->flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, op->mode);
   if (fd < 0) return errno == ENXIO ? -ESPIPE : -errno;
   int rc = fstat(fd, &st) < 0 ? -errno : S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) ? -ESPIPE : 0;
   if (rc < 0) return close(fd), rc;
-  fcntl(fd, F_SETFL, op->flags & ~O_NONBLOCK & (O_ACCMODE | O_APPEND | O_NOATIME));
-  if (!S_ISREG(st.st_mode)) f->reads_now = f->writes_now = false;
-  if (op->flags & O_APPEND) f->writes_now = false; /* half of one, done again by an engine, would be there twice */
-  f->fd = fd;
-  if (!f->direct) return 0;
-  f->direct_fd = open(op->path, (op->flags & (O_ACCMODE | O_APPEND)) | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
-  struct stat same;
-  bool usable = f->direct_fd >= 0 && fstat(f->direct_fd, &same) == 0 && same.st_ino == st.st_ino && same.st_dev == st.st_dev;
-  if (!usable && f->direct_fd >= 0) close(f->direct_fd), f->direct_fd = -1;
-  if (usable) fcntl(f->direct_fd, F_SETFL, (op->flags & (O_ACCMODE | O_APPEND)) | O_DIRECT);
-  return 0;
+  fcntl(fd, F_SETFL, op->flags & KEPT);
+  op->stage = S_ISREG(st.st_mode);
+  op->leg_fd = -1;
+  if (!op->file->direct) return fd;
+  int direct = open(op->path, (op->flags & ~ONCE) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_DIRECT);
+  if (direct < 0) return fd;
+  bool usable = fstat(direct, &same) == 0 && same.st_ino == st.st_ino && same.st_dev == st.st_dev;
+  if (usable && fcntl(direct, F_SETFL, (op->flags & KEPT) | O_DIRECT) == 0)
+    op->leg_fd = direct;
+  else
+    close(direct);
+  return fd;
 }
+
+static void opened(AioFileOp *op) {
+  AioFile *f = op->file;
+  f->opening = false;
+  if (op->word < 0) return;
+  f->fd = (int)op->word;
+  f->direct_fd = op->leg_fd;
+  f->append = op->flags & O_APPEND;
+  if (!op->stage) f->reads_now = f->writes_now = false; /* no regular file */
+  if (f->append) f->writes_now = false; /* half of one, done again by an engine, would be there twice */
+}
+
+static bool moves(const AioFileOp *op) { return op->kind == AIO_FILE_READ || op->kind == AIO_FILE_WRITE; }
 
 static int64_t call(AioFileOp *op) {
   int64_t n = 0;
@@ -168,7 +184,7 @@ static void leg_over_later(AioFileOp *op, int64_t result) {
 static void tell_later(void *opaque) { aio__file_legs_over(&((AioFiles *)opaque)->later, &((AioFiles *)opaque)->bh); }
 
 /* While one is told, a nested turn may wait for the next: it finds the BH scheduled. */
-void aio__file_legs_over(AioLink *over, AioBH *bh) {
+bool aio__file_legs_over(AioLink *over, AioBH *bh) {
   AioContext *ctx = bh->ctx;
   const AioFiles *fs = ctx->files;
   int budget = 0; /* what is added meanwhile waits for the next turn */
@@ -178,9 +194,10 @@ void aio__file_legs_over(AioLink *over, AioBH *bh) {
     list_unlink(&op->link);
     if (!list_empty(over)) aio_bh_schedule(bh);
     aio__file_leg_over(op, op->word);
-    if (ctx->files != fs) return; /* closed: all ops are the caller's again */
+    if (ctx->files != fs) return false; /* closed: all ops are the caller's again */
   }
   if (list_empty(over)) aio_bh_cancel(bh);
+  return true;
 }
 
 /* ---- engines ---- */
@@ -199,12 +216,11 @@ static int files_of(AioContext *ctx) {
 
 static bool has_engine(AioContext *ctx, AioEngine engine) {
   Engine *e = &ctx->files->engines[engine];
-  if (!engine_ops[engine]) return true;
   if (!e->tried) {
     e->tried = true;
     if (engine_ops[engine]->open(ctx, &e->self) < 0) e->self = NULL;
   }
-  return e->self != NULL;
+  return e->self && !e->failed;
 }
 
 /* io_uring, Linux AIO (which waits unless it goes past the page cache), threads: the first from the one asked for on. */
@@ -221,11 +237,11 @@ AioEngine aio_file_engine(AioContext *ctx, const AioFile *f) {
 }
 
 static AioEngine engine_for_leg(AioContext *ctx, const AioFileOp *op) {
-  AioEngine e = op->kind == AIO_FILE_OPEN ? AIO_ENGINE_THREADS : engine_for(ctx, op->file);
-  bool moves = op->kind == AIO_FILE_READ || op->kind == AIO_FILE_WRITE;
+  if (op->kind == AIO_FILE_OPEN && op->file->engine != AIO_ENGINE_INLINE) return AIO_ENGINE_THREADS;
+  AioEngine e = engine_for(ctx, op->file);
   bool syncs = op->kind == AIO_FILE_SYNC || op->kind == AIO_FILE_DATASYNC;
-  if (e == AIO_ENGINE_URING && !moves && !syncs) return AIO_ENGINE_THREADS;
-  if (e == AIO_ENGINE_LAIO && (!moves || op->leg_fd != op->file->direct_fd)) return AIO_ENGINE_THREADS;
+  if (e == AIO_ENGINE_URING && !moves(op) && !syncs) return AIO_ENGINE_THREADS;
+  if (e == AIO_ENGINE_LAIO && (!moves(op) || op->leg_fd != op->file->direct_fd)) return AIO_ENGINE_THREADS;
   return e;
 }
 
@@ -237,17 +253,28 @@ static void use_threads(AioFileOp *op) {
 
 static void hand_over(AioFileOp *op) {
   AioEngine e = engine_for_leg(op->ctx, op);
-  if (e == AIO_ENGINE_THREADS) {
-    use_threads(op);
-    return;
-  }
   op->engine = (uint8_t)e;
-  engine_ops[e]->submit(op->ctx->files->engines[e].self, op);
+  if (e == AIO_ENGINE_THREADS)
+    use_threads(op);
+  else if (e == AIO_ENGINE_INLINE)
+    leg_over_later(op, call(op));
+  else
+    engine_ops[e]->submit(op->ctx->files->engines[e].self, op);
 }
 
-void aio__file_leg_refused(AioFileOp *op) { use_threads(op); }
+void aio__file_leg_refused(AioFileOp *op, bool all) {
+  if (all) op->ctx->files->engines[op->engine].failed = true;
+  if (op->state == OP_CANCELLED)
+    leg_over_later(op, -ECANCELED);
+  else if (all)
+    hand_over(op);
+  else
+    use_threads(op);
+}
 
 /* ---- legs ---- */
+
+enum { LEG_MAX = INT32_MAX / AIO_FILE_ALIGN * AIO_FILE_ALIGN, COPY_MAX = 1 << 20 }; /* as the kernel has it; of memory */
 
 static bool is_aligned(const AioFileOp *op) {
   return !(((uintptr_t)op->leg_buf | op->leg_len | (uint64_t)op->leg_offset) % AIO_FILE_ALIGN);
@@ -257,16 +284,17 @@ static bool is_aligned(const AioFileOp *op) {
 static int next_leg(AioFileOp *op) {
   AioFile *f = op->file;
   op->leg_fd = f->fd;
-  if (op->kind != AIO_FILE_READ && op->kind != AIO_FILE_WRITE) return 0;
+  if (!moves(op)) return 0;
   op->leg_buf = op->buf + op->moved;
   op->leg_len = op->len - op->moved;
   op->leg_offset = op->offset + (int64_t)op->moved;
-  if (op->leg_len > INT32_MAX / AIO_FILE_ALIGN * AIO_FILE_ALIGN) op->leg_len = INT32_MAX / AIO_FILE_ALIGN * AIO_FILE_ALIGN;
-  if (f->direct_fd < 0 || f->unaligned) return 0;
+  if (op->leg_len > LEG_MAX) op->leg_len = LEG_MAX;
+  if (f->direct_fd < 0 || f->unaligned || (f->append && op->kind == AIO_FILE_WRITE)) return 0; /* appended: where is unknown */
   bool aligned = is_aligned(op);
   if (aligned || op->kind == AIO_FILE_READ) op->leg_fd = f->direct_fd;
   if (aligned || op->kind == AIO_FILE_WRITE) return 0;
   size_t before = (uint64_t)op->leg_offset % AIO_FILE_ALIGN;
+  if (op->leg_len > COPY_MAX - before) op->leg_len = COPY_MAX - before;
   size_t len = (before + op->leg_len + AIO_FILE_ALIGN - 1) / AIO_FILE_ALIGN * AIO_FILE_ALIGN;
   op->bounce = aio__aligned(len);
   if (!op->bounce) return -ENOMEM;
@@ -288,6 +316,7 @@ static size_t gained(AioFileOp *op, int64_t result) {
 
 static void release(AioFileOp *op) {
   AioFile *f = op->file;
+  if (op->kind == AIO_FILE_OPEN) opened(op);
   aio__realloc(op->bounce, 0);
   op->bounce = NULL;
   op->state = OP_OVER;
@@ -308,27 +337,32 @@ static bool at_end(const AioFileOp *op, int64_t result) {
   return result == 0 || (op->leg_fd == op->file->direct_fd && op->kind == AIO_FILE_READ && result % AIO_FILE_ALIGN);
 }
 
-void aio__file_leg_over(AioFileOp *op, int64_t result) {
-  bool moves = op->kind == AIO_FILE_READ || op->kind == AIO_FILE_WRITE;
+/* What is to be done by a thread: a device will not have it done asynchronously, or the kernel has broken it off, for the
+ * thread that asked for it has ended. */
+static bool needs_thread(const AioFileOp *op, int64_t result) {
   bool async = op->engine == AIO_ENGINE_URING || op->engine == AIO_ENGINE_LAIO;
-  bool again = result == -EINTR || (result == -EAGAIN && async);
-  if (result == -EINVAL && moves && op->leg_fd == op->file->direct_fd) op->file->unaligned = again = true;
-  if (moves && result > 0) op->moved += gained(op, result);
+  return async && (result == -EAGAIN || (result == -ECANCELED && op->state != OP_CANCELLED));
+}
+
+void aio__file_leg_over(AioFileOp *op, int64_t result) {
+  bool by_thread = needs_thread(op, result), again = result == -EINTR || by_thread;
+  if (result == -EINVAL && moves(op) && op->leg_fd == op->file->direct_fd) op->file->unaligned = again = true;
+  if (moves(op) && result > 0) op->moved += gained(op, result);
   if (result < 0 && !again) op->error = (int)result;
   if (op->kind == AIO_FILE_WRITE && result == 0 && op->len) op->error = -ENOSPC;
-  bool more = moves && op->moved < op->len && !op->error && (again || !at_end(op, result));
+  bool more = moves(op) && op->moved < op->len && !op->error && (again || !at_end(op, result));
   if (op->state == OP_CANCELLED && (more || again)) op->error = -ECANCELED, more = again = false;
   aio__realloc(op->bounce, 0);
   op->bounce = NULL;
-  if (!more && !(again && !moves)) {
+  if (!more && !(again && !moves(op))) {
     finish(op);
     return;
   }
   if (next_leg(op) < 0) {
     op->error = -ENOMEM;
     finish(op);
-  } else if (result == -EAGAIN) {
-    use_threads(op); /* a device that will not have it done asynchronously */
+  } else if (by_thread) {
+    use_threads(op);
   } else {
     hand_over(op);
   }
@@ -339,20 +373,25 @@ void aio__file_leg_over(AioFileOp *op, int64_t result) {
 int aio_file_submit(AioContext *ctx, AioFileOp *op) {
   AioFile *f = op->file;
   if (aio_context_closed(ctx)) return -ESHUTDOWN;
-  if (f->closed || (op->kind == AIO_FILE_OPEN) != (f->fd < 0)) return -EBADF;
+  if (f->closed || f->opening || (op->kind == AIO_FILE_OPEN) != (f->fd < 0)) return -EBADF;
   if (files_of(ctx) < 0) return -ENOMEM;
   op->ctx = ctx;
   op->moved = 0;
   op->error = 0;
   op->bounce = NULL;
   op->link = (AioLink){NULL, NULL};
+  op->word = -ECANCELED;
   if (next_leg(op) < 0) return -ENOMEM;
+  f->opening = op->kind == AIO_FILE_OPEN;
   op->state = OP_UNDER_WAY;
   list_append(&ctx->files->live, &op->live);
   ctx->files->nlive++;
   f->ops++;
   aio_file_ref(f);
-  hand_over(op);
+  if (moves(op) && op->offset < 0)
+    leg_over_later(op, -EINVAL); /* the kernel may take -1 for a position of its own */
+  else
+    hand_over(op);
   return 0;
 }
 
@@ -379,7 +418,7 @@ bool aio_file_try(AioContext *ctx, AioFileOp *op) {
   size_t cost = op->len < 4096 ? 4096 : op->len;
   op->moved = 0;
   op->error = 0;
-  if (!*may || f->closed || f->fd < 0 || cost > ctx->inline_left) return false;
+  if (!*may || f->closed || f->fd < 0 || cost > ctx->inline_left || op->offset < 0 || aio_context_closed(ctx)) return false;
   do {
     ssize_t n = transfer_now(op);
     if (n < 0 && errno == EAGAIN) return false;
@@ -389,7 +428,7 @@ bool aio_file_try(AioContext *ctx, AioFileOp *op) {
     if (n <= 0) break;
     op->moved += (size_t)n;
   } while (op->moved < op->len);
-  if (op->kind == AIO_FILE_WRITE && op->error) return false; /* the engine tells the same, and how far it came */
+  if (op->kind == AIO_FILE_WRITE && op->moved < op->len) return false; /* the engine tells why, and how far it came */
   ctx->inline_left -= cost;
   ctx->stats.file_ops[AIO_ENGINE_INLINE]++;
   return true;

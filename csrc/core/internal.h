@@ -220,8 +220,9 @@ typedef struct AioEngineOps {
 
 extern const AioEngineOps aio__uring_engine, aio__laio_engine;
 void aio__file_leg_over(AioFileOp *op, int64_t result); /* bytes, or -errno; may free op, or close the context */
-void aio__file_legs_over(AioLink *over, AioBH *bh); /* each with its `word`; bh calls this again for what is left */
-void aio__file_leg_refused(AioFileOp *op);       /* the engine has failed: another one is to do it */
+/* Each with its `word`; bh calls this again for what is left, and is cancelled if that is nothing. false: ctx was closed. */
+bool aio__file_legs_over(AioLink *over, AioBH *bh);
+void aio__file_leg_refused(AioFileOp *op, bool all); /* another engine is to do it; all: and all that comes */
 
 /* source.c */
 void aio__source_drop(AioContext *ctx);

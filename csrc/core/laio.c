@@ -4,8 +4,9 @@
  * Way      submit -> `waiting` -> flush, at the end of the turn or when a batch is full -> io_submit -> eventfd -> reap ->
  *          io_getevents -> `over` -> aio__file_leg_over
  * Threads  home.
- * Keep     a request that is refused fails alone; EAGAIN waits for an answer. What the kernel has written is seen in its
- *          ring, in memory, before the eventfd is read: busy polling needs no system call.
+ * Keep     a request that is refused is done by a thread, or fails there, alone; EAGAIN waits for an answer. What the kernel
+ *          has written is seen in its ring, in memory, before the eventfd is read: busy polling needs no system call. The
+ *          ring is looked at now and then when the eventfd cannot be watched.
  *          libaio is loaded when a context first asks for it; without it, or its header, another engine takes its place. */
 #include <dlfcn.h>
 #include <errno.h>
@@ -83,16 +84,30 @@ static void over(Laio *a, AioFileOp *op, int64_t result) {
 
 static void ready(void *opaque);
 
-static void expect_answers(Laio *a) {
-  if (!list_empty(&a->over) || has_answers(a) || (!a->used && a->nwaiting)) aio_bh_schedule(&a->bh);
-  if (!a->used || aio_watch_is_open(&a->watch)) return;
-  if (aio_watch_open(&a->watch, a->ctx, a->notifier.rfd, AIO_READ, ready, has_answers, a) == 0)
-    a->ctx->own_watches++;
-  else
-    aio_bh_schedule_idle(&a->bh);
+static bool watch(Laio *a) {
+  if (aio_watch_is_open(&a->watch)) return true;
+  if (aio_watch_open(&a->watch, a->ctx, a->notifier.rfd, AIO_READ, ready, has_answers, a) < 0) return false;
+  a->watch.nests = true;
+  a->ctx->own_watches++;
+  return true;
 }
 
-/* One batch. Returns how many were taken or have failed; 0: no more now. */
+/* What is to be done, or not answered yet, must be able to end the next sleep. */
+static void expect_answers(Laio *a) {
+  bool unwatched = a->used && !watch(a); /* the eventfd is gone, or there is no memory */
+  if (!list_empty(&a->over) || has_answers(a))
+    aio_bh_schedule(&a->bh);
+  else if (unwatched || a->full)
+    aio_bh_schedule_idle(&a->bh); /* now and then */
+}
+
+static void refuse(Laio *a, AioFileOp *op) {
+  list_unlink(&op->link);
+  a->nwaiting--;
+  aio__file_leg_refused(op, a->notifier.wfd < 0);
+}
+
+/* One batch. Returns how many were taken or refused; 0: no more now. */
 static int hand_over(Laio *a) {
   struct iocb cbs[BATCH_MAX], *list[BATCH_MAX];
   AioLink *l = a->waiting.next;
@@ -110,22 +125,19 @@ static int hand_over(Laio *a) {
   if (!n) return 0;
   int rc = lib.io_submit(a->io, n, list);
   a->ctx->stats.submits++;
-  a->full = rc == -EAGAIN;
-  if (rc == -EAGAIN || rc == -EINTR || rc == 0) return 0;
-  bool refused = rc < 0; /* the first of them */
-  for (int i = 0; i < (refused ? 1 : rc); i++) {
+  a->full = (rc == -EAGAIN || rc == 0) && a->used > 0;
+  if (a->full) return 0;
+  if (rc == -EINTR) return 1;
+  if (rc <= 0) return refuse(a, op_at(a->waiting.next)), 1; /* the first of them; or there is no answer to wait for */
+  for (int i = 0; i < rc; i++) {
     AioFileOp *op = op_at(a->waiting.next);
-    a->nwaiting--;
-    if (refused) {
-      over(a, op, rc);
-      continue;
-    }
     list_unlink(&op->link);
     list_append(&a->taken, &op->link);
     op->stage = TAKEN;
+    a->nwaiting--;
     a->used++;
   }
-  return refused ? 1 : rc;
+  return rc;
 }
 
 static void flush(void *opaque) {
@@ -156,13 +168,17 @@ static void reap(void *opaque) {
   take_answers(a);
   if (!a->used) unwatch(a);
   if (a->nwaiting) aio_defer(a->ctx, flush, a);
-  aio__file_legs_over(&a->over, &a->bh);
+  if (aio__file_legs_over(&a->over, &a->bh)) expect_answers(a);
 }
 
 static void ready(void *opaque) {
   Laio *a = opaque;
-  if (a->watch.lost) a->ctx->own_watches--;
-  aio_notifier_clear(&a->notifier); /* before the answers are taken: those that come later set it again */
+  if (a->watch.lost) { /* somebody has closed our fd: the number may be another file's soon */
+    a->ctx->own_watches--;
+    a->notifier.rfd = a->notifier.wfd = -1;
+  } else {
+    aio_notifier_clear(&a->notifier); /* before the answers are taken: those that come later set it again */
+  }
   reap(a);
 }
 

@@ -4,17 +4,20 @@
  * Way      submit -> `waiting` -> flush, at the end of the turn -> io_uring_enter -> the answers are there already, or the
  *          ring's fd becomes readable -> reap -> `over` -> aio__file_leg_over
  * Threads  home.
- * Keep     no more requests are under way than there is room for answers, so none is lost. The ring is watched only while
- *          the kernel has something, since what is watched is asked for in every turn; busy polling looks at the memory.
- *          A ring that the kernel refuses to serve gives its requests back, and has no more. */
+ * Keep     no more requests are under way than there is room for answers; cancels are, and what overflows stays with the
+ *          kernel until it is fetched. The ring is watched only while the kernel has something, since what is watched is
+ *          asked for in every turn; busy polling looks at the memory.
+ *          A ring that the kernel refuses to serve gives back what the kernel has not taken, and gets no more. If its fd
+ *          was closed behind our back, its memory is still there, and is looked at now and then. */
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 
 #include "ring.h"
 
 #ifdef AIO_HAVE_URING
 
-enum { ENTRIES = 128 };
+enum { ENTRIES = 128, LOOK_MS = 10 };
 enum { WAITING, IN_RING, OVER }; /* an op's stage */
 
 typedef struct Uring {
@@ -28,7 +31,7 @@ typedef struct Uring {
   AioLink taken;         /* those it has */
   AioLink over;
   unsigned places, used; /* for answers; cancels need one as well */
-  bool broken;
+  bool broken;           /* nothing is handed over any more; answers may still come */
 } Uring;
 
 static AioFileOp *op_at(AioLink *l) { return container_of(l, AioFileOp, link); }
@@ -52,34 +55,58 @@ static void fill(struct io_uring_sqe *sqe, AioFileOp *op) {
   io_uring_sqe_set_data(sqe, op);
 }
 
-static void give_back(Uring *u) {
+static unsigned taken_until(const Uring *u) { return u->ring.sq.sqe_tail - io_uring_sq_ready(&u->ring); }
+
+/* The kernel takes them in order, and not always all: `word` is where the queue ended when the op had been put into it. */
+static void sort_taken(Uring *u) {
+  unsigned until = taken_until(u);
+  while (!list_empty(&u->fresh) && (int)(until - (unsigned)op_at(u->fresh.next)->word) >= 0) {
+    AioLink *l = u->fresh.next;
+    list_unlink(l);
+    list_append(&u->taken, l);
+  }
+}
+
+/* The kernel will not see what it has not taken yet. */
+static void forget_untaken(Uring *u) {
+  u->used -= io_uring_sq_ready(&u->ring);
+  u->ring.sq.sqe_tail = taken_until(u);
+}
+
+static void give_back(Uring *u, bool for_good) {
   AioLink all;
   list_init(&all);
-  u->broken = true;
-  for (const AioLink *l = u->fresh.next; l != &u->fresh; l = l->next) u->used--;
+  u->broken = for_good;
+  forget_untaken(u);
   move_all(&u->fresh, &all);
   move_all(&u->waiting, &all);
   while (!list_empty(&all)) {
     AioFileOp *op = op_at(all.next);
     list_unlink(&op->link);
-    aio__file_leg_refused(op);
+    aio__file_leg_refused(op, for_good);
   }
 }
 
-/* All that is prepared. EBUSY and EAGAIN: the kernel wants its answers taken first, or has no memory: later. */
+/* All that is prepared. EBUSY, EAGAIN, ENOMEM: the kernel wants its answers taken first, or has no memory: later, if there
+ * is an answer that will say when. */
 static void enter(Uring *u) {
   int rc = 0;
-  while (io_uring_sq_ready(&u->ring)) {
+  while (!u->broken && io_uring_sq_ready(&u->ring)) {
     rc = u->lib->io_uring_submit(&u->ring);
     u->ctx->stats.submits++;
+    sort_taken(u);
     if (rc <= 0 && rc != -EINTR) break;
   }
-  if (!io_uring_sq_ready(&u->ring))
-    move_all(&u->fresh, &u->taken);
-  else if (rc == -EBUSY || rc == -EAGAIN || rc == -ENOMEM || rc == 0)
-    aio_bh_schedule(&u->bh);
-  else
-    give_back(u);
+  if (!io_uring_sq_ready(&u->ring)) return;
+  bool later = rc == 0 || rc == -EBUSY || rc == -EAGAIN || rc == -ENOMEM;
+  if (!later || u->used == io_uring_sq_ready(&u->ring)) give_back(u, !later);
+}
+
+static struct io_uring_sqe *next_sqe(Uring *u) {
+  struct io_uring_sqe *sqe = u->broken ? NULL : io_uring_get_sqe(&u->ring);
+  if (sqe || u->broken) return sqe;
+  enter(u);
+  return u->broken ? NULL : io_uring_get_sqe(&u->ring);
 }
 
 static void ring_ready(void *opaque);
@@ -89,30 +116,37 @@ static bool has_answers(void *opaque) {
   return io_uring_cq_ready(&u->ring) > 0;
 }
 
-/* What is not answered yet must be able to end the next sleep. */
+static bool watch(Uring *u) {
+  if (aio_watch_is_open(&u->watch)) return true;
+  if (u->ring.ring_fd < 0 || aio_watch_open(&u->watch, u->ctx, u->ring.ring_fd, AIO_READ, ring_ready, has_answers, u) < 0) return false;
+  u->watch.nests = true;
+  u->ctx->own_watches++;
+  return true;
+}
+
+/* What is to be done, or not answered yet, must be able to end the next sleep. */
 static void expect_answers(Uring *u) {
-  if (io_uring_cq_ready(&u->ring) || !list_empty(&u->over)) aio_bh_schedule(&u->bh);
-  if (u->used <= io_uring_cq_ready(&u->ring) || aio_watch_is_open(&u->watch)) return;
-  if (aio_watch_open(&u->watch, u->ctx, u->ring.ring_fd, AIO_READ, ring_ready, has_answers, u) == 0)
-    u->ctx->own_watches++;
-  else
-    aio_bh_schedule_idle(&u->bh); /* no memory: look now and then */
+  bool unwatched = u->used > io_uring_cq_ready(&u->ring) && !watch(u); /* the fd is gone, or there is no memory */
+  if (has_answers(u) || !list_empty(&u->over))
+    aio_bh_schedule(&u->bh);
+  else if (unwatched || io_uring_sq_ready(&u->ring))
+    aio_bh_schedule_idle(&u->bh); /* now and then */
 }
 
 static void flush(void *opaque) {
   Uring *u = opaque;
   while (!list_empty(&u->waiting) && u->used < u->places) {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
-    if (!sqe) enter(u), sqe = u->broken ? NULL : io_uring_get_sqe(&u->ring);
+    struct io_uring_sqe *sqe = next_sqe(u);
     if (!sqe) break;
     AioFileOp *op = op_at(u->waiting.next);
     list_unlink(&op->link);
     list_append(&u->fresh, &op->link);
     fill(sqe, op);
     op->stage = IN_RING;
+    op->word = u->ring.sq.sqe_tail;
     u->used++;
   }
-  if (!u->broken) enter(u);
+  enter(u);
   expect_answers(u);
 }
 
@@ -125,10 +159,9 @@ static void move_over(Uring *u, AioFileOp *op, int64_t result) {
   list_append(&u->over, &op->link);
 }
 
-static void take_answers(Uring *u) {
+static unsigned take_some(Uring *u) {
   struct io_uring_cqe *cqe;
   unsigned head, n = 0;
-  if (*u->ring.sq.kflags & IORING_SQ_CQ_OVERFLOW) u->lib->io_uring_get_events(&u->ring);
   io_uring_for_each_cqe(&u->ring, head, cqe) {
     AioFileOp *op = io_uring_cqe_get_data(cqe);
     n++;
@@ -137,6 +170,14 @@ static void take_answers(Uring *u) {
   }
   io_uring_cq_advance(&u->ring, n);
   u->used -= n;
+  return n;
+}
+
+static void take_answers(Uring *u) {
+  do {
+    take_some(u);
+    if (!(IO_URING_READ_ONCE(*u->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW)) return;
+  } while (u->lib->io_uring_get_events(&u->ring) >= 0 && has_answers(u));
 }
 
 static void unwatch(Uring *u) {
@@ -150,12 +191,15 @@ static void reap(void *opaque) {
   take_answers(u);
   if (!u->used) unwatch(u);
   if (!list_empty(&u->waiting) || io_uring_sq_ready(&u->ring)) aio_defer(u->ctx, flush, u);
-  aio__file_legs_over(&u->over, &u->bh);
+  if (aio__file_legs_over(&u->over, &u->bh)) expect_answers(u);
 }
 
 static void ring_ready(void *opaque) {
   Uring *u = opaque;
-  if (u->watch.lost) u->ctx->own_watches--; /* somebody has closed our fd */
+  if (u->watch.lost) { /* somebody has closed our fd: the number may be another file's soon */
+    u->ctx->own_watches--;
+    u->ring.ring_fd = u->ring.enter_ring_fd = -1;
+  }
   reap(u);
 }
 
@@ -167,7 +211,7 @@ static int open_engine(AioContext *ctx, void **self) {
   Uring *u = aio__realloc(NULL, sizeof *u);
   if (!u) return -ENOMEM;
   *u = (Uring){.ctx = ctx, .lib = lib};
-  struct io_uring_params params = {.flags = 0};
+  struct io_uring_params params = {.flags = IORING_SETUP_CLAMP}; /* as many entries as there can be */
   int rc = lib->io_uring_queue_init_params(ctx->ring_entries ? ctx->ring_entries : ENTRIES, &u->ring, &params);
   if (rc == 0 && !(params.features & IORING_FEAT_RW_CUR_POS)) { /* before Linux 5.6, without plain reads and writes */
     lib->io_uring_queue_exit(&u->ring);
@@ -186,20 +230,15 @@ static int open_engine(AioContext *ctx, void **self) {
 
 static void submit(void *self, AioFileOp *op) {
   Uring *u = self;
-  if (u->broken) {
-    aio__file_leg_refused(op);
-    return;
-  }
   op->stage = WAITING;
   list_append(&u->waiting, &op->link);
   aio_defer(u->ctx, flush, u);
 }
 
-static void ask_to_cancel(Uring *u, uint64_t data, unsigned flags) {
-  struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
-  if (!sqe) enter(u), sqe = u->broken ? NULL : io_uring_get_sqe(&u->ring);
+static void ask_to_cancel(Uring *u, AioFileOp *op) {
+  struct io_uring_sqe *sqe = next_sqe(u);
   if (!sqe) return;
-  io_uring_prep_cancel64(sqe, data, (int)flags);
+  io_uring_prep_cancel(sqe, op, 0);
   io_uring_sqe_set_data(sqe, NULL);
   u->used++;
 }
@@ -209,22 +248,28 @@ static void cancel(void *self, AioFileOp *op) {
   if (op->stage == WAITING)
     move_over(u, op, -ECANCELED);
   else if (op->stage == IN_RING)
-    ask_to_cancel(u, (uint64_t)(uintptr_t)op, 0);
+    ask_to_cancel(u, op);
   aio_defer(u->ctx, flush, u);
+}
+
+/* Also where the kernel no longer serves the ring. */
+static void wait_for_answers(Uring *u) {
+  struct io_uring_cqe *cqe;
+  struct pollfd ring = {.fd = u->ring.ring_fd, .events = POLLIN};
+  int rc = u->broken ? -EPERM : u->lib->io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, NULL, NULL);
+  if (rc < 0 && rc != -EINTR) poll(&ring, 1, LOOK_MS);
 }
 
 /* The kernel writes into memory that is about to be freed: it is asked to stop, and waited for. */
 static void stop(void *self) {
   Uring *u = self;
   unwatch(u);
-  for (AioLink *l = u->taken.next; l != &u->taken; l = l->next) ask_to_cancel(u, (uint64_t)(uintptr_t)op_at(l), 0);
-  if (io_uring_sq_ready(&u->ring)) enter(u);
-  while (!list_empty(&u->taken) && !u->broken) {
-    struct io_uring_cqe *cqe;
-    int rc = u->lib->io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, NULL, NULL);
-    take_answers(u);
-    if (rc < 0 && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN) break;
-  }
+  list_init(&u->waiting);
+  list_init(&u->fresh);
+  forget_untaken(u);
+  for (AioLink *l = u->taken.next; l != &u->taken; l = l->next) ask_to_cancel(u, op_at(l));
+  enter(u);
+  for (take_answers(u); !list_empty(&u->taken); take_answers(u)) wait_for_answers(u);
 }
 
 static void free_engine(void *self) {
