@@ -22,7 +22,7 @@ char *aio_input_room(AioInput *in, size_t room) {
   size_t size = aio_input_size(in);
   if (in->data && in->cap - in->end >= room) return in->data + in->end;
   if (room > SIZE_MAX / 4 || size > SIZE_MAX / 4) return NULL;
-  if (in->cap >= size + room && in->begin >= size) { /* enough in front, and each byte is moved but once in a while */
+  if (in->data && in->cap >= size + room && in->begin >= size) { /* enough in front, and each byte is moved but once in a while */
     memcpy(in->data, in->data + in->begin, size);
   } else {
     size_t cap = size + room + !room;
