@@ -91,6 +91,7 @@ static void leave(LTicket *tk) {
 }
 
 static void revoke(lua_State *L, LTicket *tk) {
+  if (!tk->op) return; /* its context was closed before anybody looked */
   LFileCall *k = container_of((LFlight *)tk->op, LFileCall, f);
   if (k->b->in_use == k->ops->name) k->b->in_use = NULL;
   aioL_flight_revoke(L, tk);

@@ -139,7 +139,7 @@ void aioL_flight_leave(LTicket *tk) {
 
 void aioL_flight_revoke(lua_State *L, LTicket *tk) {
   UNUSED(L);
-  aioL_flight_end(tk->op);
+  if (tk->op) aioL_flight_end(tk->op); /* else its context was closed before anybody looked */
 }
 
 /* The pool has been closed: nothing runs any more, and done is not called. */
