@@ -334,6 +334,7 @@ typedef struct LBlock {
   struct LBlock *next; /* in a parcel */
   bool busy;      /* the kernel has it */
   bool waited;    /* and somebody waits for what it does with it */
+  bool lost;      /* it was read into, and nobody has seen how far */
 } LBlock;
 
 typedef struct LBuffer {
@@ -345,6 +346,10 @@ LBuffer *aioL_check_buffer(lua_State *L, int idx);       /* [-0, +0, v] one that
 LBlock *aioL_buffer_block(lua_State *L, LBuffer *b);     /* [-0, +0, m] its memory */
 LBlock *aioL_block_new(size_t cap);                      /* NULL: no memory */
 void aioL_block_unref(LBlock *block);                    /* any thread; NULL is fine */
+void aioL_block_wait(LBlock *block);                     /* it goes to the kernel */
+void aioL_block_leave(LBlock *block, bool read);         /* nobody waits any more; `read`: it is read into */
+void aioL_block_over(LBlock *block, bool read);          /* the kernel has it no more */
+void aioL_buffer_filled(LBuffer *b, LBlock *block, size_t len); /* and b is told of it */
 /* [-0, +0, v] the bytes of a string, number or buffer */
 const char *aioL_check_bytes(lua_State *L, int idx, size_t *len);
 int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] */

@@ -29,3 +29,15 @@ LBlock *aioL_block_new(size_t cap) { /* NULL: no memory */
   free(block);
   return NULL;
 }
+
+void aioL_block_wait(LBlock *block) { block->busy = block->waited = true; }
+
+void aioL_block_leave(LBlock *block, bool read) {
+  block->lost |= block->waited && read;
+  block->waited = false;
+}
+
+void aioL_block_over(LBlock *block, bool read) {
+  aioL_block_leave(block, read);
+  block->busy = false;
+}

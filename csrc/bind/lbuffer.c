@@ -2,8 +2,8 @@
  * aio.buffer: memory that is read into again and again, so that no string is made of what only passes through.
  *
  * Owner    an LBuffer is a userdata and has an LBlock, which is counted: while the kernel has it, the operation holds it.
- * Keep     a block that the kernel has is not touched. Where nobody waits for that any more, the buffer lets go of it and
- *          has another one when it is next used. */
+ * Keep     a block that the kernel has is not touched. Where nobody waits for that any more, the buffer lets go of it when
+ *          it is next used: one that was being read into is empty then, one that was being written has the same bytes. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,19 +13,30 @@
 /*** Buffers.
 @module aioloop.buffer */
 
-/* What is left of a wait that was given up is the kernel's: the block has another owner beside us, and is busy. */
-static void let_go_of_lost(LBuffer *b) {
-  if (!b->block || !b->block->busy) return;
-  aioL_block_unref(b->block);
-  b->block = NULL;
-  b->len = 0;
+/* [-0, +0, e] What is left of a wait that was given up is the kernel's. */
+static void let_go(lua_State *L, LBuffer *b) {
+  LBlock *old = b->block;
+  if (!old || (!old->busy && !old->lost)) return;
+  b->block = old->lost ? NULL : aioL_block_new(b->cap);
+  if (old->lost)
+    b->len = 0;
+  else if (b->block)
+    memcpy(b->block->data, old->data, b->len);
+  else
+    b->block = old, luaL_error(L, "not enough memory");
+  aioL_block_unref(old);
 }
 
 LBuffer *aioL_check_buffer(lua_State *L, int idx) {
   LBuffer *b = aioL_check(L, idx, L_BUFFER);
   if (b->block && b->block->waited) luaL_error(L, "the buffer is being read into or written from");
-  let_go_of_lost(b);
+  let_go(L, b);
   return b;
+}
+
+void aioL_buffer_filled(LBuffer *b, LBlock *block, size_t len) {
+  block->waited = false;
+  if (b->block == block) b->len = len; /* else it was finalised by hand */
 }
 
 LBlock *aioL_buffer_block(lua_State *L, LBuffer *b) {
@@ -75,9 +86,10 @@ static int mod_buffer(lua_State *L) {
 @tparam string s no longer than its capacity
 @treturn buffer itself */
 static int buffer_set(lua_State *L) {
-  LBuffer *b = aioL_check_buffer(L, 1);
+  aioL_check(L, 1, L_BUFFER);
   size_t len;
-  const char *s = luaL_checklstring(L, 2, &len);
+  const char *s = luaL_checklstring(L, 2, &len); /* first, for what makes a string of a number runs finalisers */
+  LBuffer *b = aioL_check_buffer(L, 1);
   luaL_argcheck(L, len <= b->cap, 2, "does not fit into the buffer");
   memcpy(aioL_buffer_block(L, b)->data, s, len);
   b->len = len;

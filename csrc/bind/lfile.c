@@ -22,6 +22,7 @@ typedef struct LFileBody {
   AioFile *file;
   AioInput in;        /* read ahead, from pos on */
   int64_t pos;
+  uint32_t changes;   /* by what was written or cut off here: what was read before is not what is there now */
   AioLink calls;      /* for which somebody waits */
   bool append;
   const char *in_use; /* the operation that uses the position now, or NULL */
@@ -40,6 +41,9 @@ typedef struct LFileCall {
   LFileBody *b;
   const LWaitOps *ops;
   LBlock *block;     /* of a buffer, or our own */
+  bool moves_position, holds_position;
+  int64_t start;     /* file:read: the position */
+  uint32_t changes;  /* file:read: of the body, then */
   AioInput in;       /* file:read: what the body had, and more */
   bool eof;
   int error;         /* file:read */
@@ -64,15 +68,28 @@ static void body_unref(LFileBody *b) {
   free(b);
 }
 
+/* What was read ahead is to be read again, also by who is about to give back what he has. */
+static void changed(LFileBody *b) {
+  b->changes++;
+  aio_input_free(&b->in);
+}
+
 /* ---- calls ---- */
 
 static void cancel(LFlight *f) { aio_file_cancel(&container_of(f, LFileCall, f)->op); }
 
+static void release_position(LFileCall *k) {
+  if (k->holds_position) k->b->in_use = NULL;
+  k->holds_position = false;
+}
+
 static void free_call(LFlight *f) {
   LFileCall *k = container_of(f, LFileCall, f);
   if (list_linked(&k->link)) list_unlink(&k->link);
-  if (k->block) k->block->busy = k->block->waited = false;
+  release_position(k);
+  if (k->block) aioL_block_over(k->block, k->op.kind == AIO_FILE_READ);
   aioL_block_unref(k->block);
+  if (k->op.kind == AIO_FILE_WRITE || k->op.kind == AIO_FILE_TRUNCATE) changed(k->b);
   aio_input_free(&k->in);
   body_unref(k->b);
   free(k);
@@ -85,16 +102,9 @@ static void leave(LTicket *tk) {
   LFileCall *k = container_of((LFlight *)tk->op, LFileCall, f);
   list_unlink(&k->link);
   if (k->f.over) return;
-  if (k->block) k->block->waited = false;
-  if (k->b->in_use == k->ops->name) k->b->in_use = NULL;
+  if (k->block) aioL_block_leave(k->block, k->op.kind == AIO_FILE_READ);
+  release_position(k);
   aioL_flight_leave(tk);
-}
-
-static void revoke(lua_State *L, LTicket *tk) {
-  if (!tk->op) return; /* its context was closed before anybody looked */
-  LFileCall *k = container_of((LFlight *)tk->op, LFileCall, f);
-  if (k->b->in_use == k->ops->name) k->b->in_use = NULL;
-  aioL_flight_revoke(L, tk);
 }
 
 static LFileCall *new_call(lua_State *L, LFileBody *b, const LWaitOps *ops, AioFileKind kind, size_t more) { /* [-0, +0, m] */
@@ -105,7 +115,9 @@ static LFileCall *new_call(lua_State *L, LFileBody *b, const LWaitOps *ops, AioF
   return k;
 }
 
-/* Submits it and waits. [-0, +n, e] */
+static int is_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
+
+/* Submits it and waits. Where no ticket can be had the call stays with the context, and stands in nobody's way. [-0, +n, e] */
 static int wait_for(lua_State *L, LContext *c, LFileCall *k) {
   aioL_flight_begin(&k->f, c, cancel, free_call);
   LTicket *tk = aioL_ticket(L, c, k->ops);
@@ -113,16 +125,16 @@ static int wait_for(lua_State *L, LContext *c, LFileCall *k) {
   if (rc < 0) {
     aioL_ticket_drop(tk);
     aioL_flight_end(&k->f);
-    return aioL_fail(L, rc);
+    return rc == -EBADF ? is_closed(L) : aioL_fail(L, rc); /* by a finaliser, just now */
   }
   list_append(&k->b->calls, &k->link);
-  if (k->block) k->block->busy = k->block->waited = true;
+  if (k->block) aioL_block_wait(k->block);
+  if (k->moves_position) k->b->in_use = k->ops->name, k->holds_position = true;
   aioL_flight_wait(&k->f, tk);
   return aioL_wait(L, tk, AIO_FOREVER);
 }
 
 static LFileCall *call_of(LTicket *tk) { return container_of((LFlight *)tk->op, LFileCall, f); }
-static int is_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
 static int at_end(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "eof"), 2; }
 
 static LFileBody *check_file(lua_State *L) { /* [-0, +0, v] */
@@ -131,7 +143,8 @@ static LFileBody *check_file(lua_State *L) { /* [-0, +0, v] */
   return lf->b;
 }
 
-/* The context in which to wait, or an error where that is impossible or cancelled. */
+/* The context in which to wait, or an error where that is impossible or cancelled. It may be made now, and finalisers run
+ * then: what is known of the arguments is to be asked again. */
 static LContext *waits_in(lua_State *L) { /* [-0, +0, e] */
   LContext *c = aioL_current(L);
   aioL_checkpoint(L);
@@ -154,9 +167,8 @@ static int pread_results(lua_State *L, LTicket *tk) {
   int error = k->op.error, status = LUA_OK;
   LBuffer *b = aioL_test(L, 2, L_BUFFER);
   luaL_checkstack(L, 4, NULL);
-  k->block->busy = k->block->waited = false;
   if (b) {
-    b->len = n;
+    aioL_buffer_filled(b, k->block, n);
     lua_pushinteger(L, (lua_Integer)n);
   } else if (n) {
     lua_pushcfunction(L, push_block);
@@ -169,7 +181,7 @@ static int pread_results(lua_State *L, LTicket *tk) {
   return error ? aioL_fail(L, error) : at_end(L);
 }
 
-static const LWaitOps pread_ops = {.name = "file:pread", .leave = leave, .results = pread_results, .revoke = revoke};
+static const LWaitOps pread_ops = {.name = "file:pread", .leave = leave, .results = pread_results, .revoke = aioL_flight_revoke};
 
 static lua_Integer check_offset(lua_State *L, int idx) {
   lua_Integer at = luaL_checkinteger(L, idx);
@@ -198,12 +210,14 @@ static LBlock *own_block(lua_State *L, LFileCall *k, size_t size) { /* [-0, +0, 
 @treturn string fewer bytes than asked for only at the end; the number of bytes, if it was a buffer; or nil, "eof"; or nil,
   message, errno; or nil, "closed" */
 static int file_pread(lua_State *L) {
-  LFileBody *b = check_file(L);
+  check_file(L);
   lua_settop(L, 3);
-  LBuffer *buf = lua_type(L, 2) == LUA_TUSERDATA ? aioL_check_buffer(L, 2) : NULL;
-  size_t n = buf ? buf->cap : check_count(L, 2);
+  bool into = lua_type(L, 2) == LUA_TUSERDATA;
+  size_t n = into ? aioL_check_buffer(L, 2)->cap : check_count(L, 2);
   int64_t offset = check_offset(L, 3);
   LContext *c = waits_in(L);
+  LFileBody *b = check_file(L);
+  LBuffer *buf = into ? aioL_check_buffer(L, 2) : NULL;
   char scratch[SCRATCH];
   LBlock *block = buf ? aioL_buffer_block(L, buf) : NULL;
   if (n == 0) return buf ? lua_pushinteger(L, 0) : (void)lua_pushliteral(L, ""), 1;
@@ -236,7 +250,7 @@ static int count_results(lua_State *L, LTicket *tk) {
   return lua_pushinteger(L, (lua_Integer)n), 1;
 }
 
-static const LWaitOps pwrite_ops = {.name = "file:pwrite", .leave = leave, .results = count_results, .revoke = revoke};
+static const LWaitOps pwrite_ops = {.name = "file:pwrite", .leave = leave, .results = count_results, .revoke = aioL_flight_revoke};
 
 /*** Writes at an offset. The file's position stays where it is.
 @function file:pwrite
@@ -245,15 +259,17 @@ static const LWaitOps pwrite_ops = {.name = "file:pwrite", .leave = leave, .resu
 @treturn integer number of bytes written: fewer than there are if an error came in between; or nil, message, errno; or nil,
   "closed" */
 static int file_pwrite(lua_State *L) {
-  LFileBody *b = check_file(L);
+  check_file(L);
   lua_settop(L, 3);
   size_t n;
-  const char *data = aioL_check_bytes(L, 2, &n);
+  aioL_check_bytes(L, 2, &n);
   int64_t offset = check_offset(L, 3);
   LContext *c = waits_in(L);
+  LFileBody *b = check_file(L);
+  const char *data = aioL_check_bytes(L, 2, &n);
   if (n == 0) return lua_pushinteger(L, 0), 1;
   AioFileOp op = {.kind = AIO_FILE_WRITE, .file = b->file, .buf = (char *)(uintptr_t)data, .len = n, .offset = offset};
-  if (aio_file_try(c->core, &op)) return aio_input_free(&b->in), lua_pushinteger(L, (lua_Integer)op.moved), 1;
+  if (aio_file_try(c->core, &op)) return changed(b), lua_pushinteger(L, (lua_Integer)op.moved), 1;
   LFileCall *k = new_call(L, b, &pwrite_ops, AIO_FILE_WRITE, 0);
   LBuffer *buf = aioL_test(L, 2, L_BUFFER);
   if (buf)
@@ -263,7 +279,6 @@ static int file_pwrite(lua_State *L) {
   k->op.buf = k->block->data;
   k->op.len = n;
   k->op.offset = offset;
-  if (!b->in_use) aio_input_free(&b->in); /* it may be other bytes now */
   return wait_for(L, c, k);
 }
 
@@ -314,7 +329,7 @@ static size_t portion(const LFileCall *k, size_t used) {
   size_t have = aio_input_size(&k->in) - used;
   if (w->kind == AIO_WANT_COUNT && w->limit > have + AHEAD) return w->limit - have;
   if (w->kind != AIO_WANT_ALL) return AHEAD;
-  int64_t left = aio_file_size(k->b->file) - k->b->pos - (int64_t)aio_input_size(&k->in);
+  int64_t left = aio_file_size(k->b->file) - k->start - (int64_t)aio_input_size(&k->in);
   return left < AHEAD ? AHEAD : (size_t)left + 1;
 }
 
@@ -325,7 +340,7 @@ static int step(LFileCall *k, LContext *c) {
     size_t room = portion(k, used);
     k->op.buf = aio_input_room(&k->in, room);
     k->op.len = room;
-    k->op.offset = k->b->pos + (int64_t)aio_input_size(&k->in);
+    k->op.offset = k->start + (int64_t)aio_input_size(&k->in);
     if (!k->op.buf) return k->error = -ENOMEM, 1;
     if (!aio_file_try(c->core, &k->op)) return 0;
     aio_input_added(&k->in, k->op.moved);
@@ -367,19 +382,18 @@ static int push_pieces(lua_State *L) {
   return lua_gettop(L);
 }
 
-/* Frees the call. What its pieces have used is taken; the rest is the file's again. */
+/* What its pieces have used is taken; the rest is the file's again. */
 static int read_end(lua_State *L, LFileCall *k, int base, int status) {
   LFileBody *b = k->b;
   size_t used = 0;
-  b->in_use = NULL;
-  for (size_t i = 0; i < k->found; i++) used += k->wants[i].used;
-  if (status == LUA_OK) {
-    aio_input_take(&k->in, used);
-    b->pos += (int64_t)used;
-  }
+  for (size_t i = 0; status == LUA_OK && i < k->found; i++) used += k->wants[i].used;
+  aio_input_take(&k->in, used);
+  b->pos = k->start + (int64_t)used;
   aio_input_free(&b->in);
-  b->in = k->in;
-  k->in = (AioInput){.data = NULL};
+  if (k->changes == b->changes) {
+    b->in = k->in;
+    k->in = (AioInput){.data = NULL};
+  }
   return status == LUA_OK ? lua_gettop(L) - base : -1;
 }
 
@@ -395,26 +409,29 @@ static int read_results(lua_State *L, LTicket *tk) {
   return n < 0 ? lua_error(L) : n;
 }
 
-static const LWaitOps read_ops = {.name = "file:read", .leave = leave, .results = read_results, .revoke = revoke};
+static const LWaitOps read_ops = {.name = "file:read", .leave = leave, .results = read_results, .revoke = aioL_flight_revoke};
 
 /*** Reads at the file's position, as the io library does.
 @function file:read
 @tparam[opt="l"] string|integer ... formats: "l" a line, "L" with its end, "n" a numeral, "a" all that is left, a number of bytes
 @return what was read, a value for each format; nil, "eof" (or nil, message, errno) in place of the first that could not be */
 static int file_read(lua_State *L) {
-  LFileBody *b = check_file(L);
+  check_file(L);
   if (lua_gettop(L) == 1) lua_pushliteral(L, "l");
   int n = lua_gettop(L) - 1;
   for (int i = 0; i < n; i++) check_format(L, i + 2, &(AioWant){.limit = 0});
-  use_position(L, b, "file:read");
   LContext *c = waits_in(L);
+  LFileBody *b = check_file(L);
+  use_position(L, b, "file:read");
   LFileCall *k = new_call(L, b, &read_ops, AIO_FILE_READ, (size_t)n * sizeof *k->wants);
   k->op.done = more_read;
   for (int i = 0; i < n; i++) check_format(L, i + 2, &k->wants[i]);
   k->nwants = (size_t)n;
+  k->moves_position = true;
+  k->start = b->pos;
+  k->changes = b->changes;
   k->in = b->in;
   b->in = (AioInput){.data = NULL};
-  b->in_use = read_ops.name;
   if (!step(k, c)) return wait_for(L, c, k);
   int base = lua_gettop(L);
   lua_pushcfunction(L, push_pieces);
@@ -433,7 +450,7 @@ static void written(LFileBody *b, size_t n) {
 }
 
 static int write_end(lua_State *L, LFileBody *b, const AioFileOp *op) {
-  b->in_use = NULL;
+  changed(b);
   written(b, op->moved);
   if (op->error) return aioL_fail(L, op->error);
   return lua_pushvalue(L, 1), 1;
@@ -452,7 +469,7 @@ static int write_results(lua_State *L, LTicket *tk) {
   return n;
 }
 
-static const LWaitOps write_ops = {.name = "file:write", .leave = leave, .results = write_results, .revoke = revoke};
+static const LWaitOps write_ops = {.name = "file:write", .leave = leave, .results = write_results, .revoke = aioL_flight_revoke};
 
 static void gather(lua_State *L, LBlock *block, int last) {
   size_t at = 0, n;
@@ -468,14 +485,15 @@ static void gather(lua_State *L, LBlock *block, int last) {
 @tparam string|number|buffer ... pieces, written as one
 @treturn file itself; or nil, message, errno; or nil, "closed" */
 static int file_write(lua_State *L) {
-  LFileBody *b = check_file(L);
+  check_file(L);
   int last = lua_gettop(L);
   size_t size = 0, n;
-  for (int i = 2; i <= last; i++) aioL_check_bytes(L, i, &n), size += n;
-  use_position(L, b, "file:write");
+  for (int i = 2; i <= last; i++) aioL_check_bytes(L, i, &n); /* numbers become strings, and finalisers may run */
   LContext *c = waits_in(L);
+  LFileBody *b = check_file(L);
+  use_position(L, b, "file:write");
+  for (int i = 2; i <= last; i++) aioL_check_bytes(L, i, &n), size += n; /* nothing runs from here to `gather` */
   if (size == 0) return lua_settop(L, 1), 1;
-  aio_input_free(&b->in);
   AioFileOp op = {.kind = AIO_FILE_WRITE, .file = b->file, .len = size, .offset = b->pos};
   if (last == 2) op.buf = (char *)(uintptr_t)aioL_check_bytes(L, 2, &n);
   if (last == 2 && aio_file_try(c->core, &op)) return write_end(L, b, &op);
@@ -484,7 +502,7 @@ static int file_write(lua_State *L) {
   k->op.buf = k->block->data;
   k->op.len = size;
   k->op.offset = b->pos;
-  b->in_use = write_ops.name;
+  k->moves_position = true;
   return wait_for(L, c, k);
 }
 
@@ -518,13 +536,14 @@ static int plain_results(lua_State *L, LTicket *tk) {
   return lua_pushboolean(L, 1), 1;
 }
 
-static const LWaitOps sync_ops = {.name = "file:sync", .leave = leave, .results = plain_results, .revoke = revoke};
-static const LWaitOps datasync_ops = {.name = "file:datasync", .leave = leave, .results = plain_results, .revoke = revoke};
-static const LWaitOps truncate_ops = {.name = "file:truncate", .leave = leave, .results = plain_results, .revoke = revoke};
+static const LWaitOps sync_ops = {.name = "file:sync", .leave = leave, .results = plain_results, .revoke = aioL_flight_revoke};
+static const LWaitOps datasync_ops = {.name = "file:datasync", .leave = leave, .results = plain_results, .revoke = aioL_flight_revoke};
+static const LWaitOps truncate_ops = {.name = "file:truncate", .leave = leave, .results = plain_results, .revoke = aioL_flight_revoke};
 
-static int request(lua_State *L, LFileBody *b, const LWaitOps *ops, AioFileKind kind, int64_t offset) {
+static int request(lua_State *L, const LWaitOps *ops, AioFileKind kind, int64_t offset) {
+  check_file(L);
   LContext *c = waits_in(L);
-  LFileCall *k = new_call(L, b, ops, kind, 0);
+  LFileCall *k = new_call(L, check_file(L), ops, kind, 0);
   k->op.offset = offset;
   return wait_for(L, c, k);
 }
@@ -532,22 +551,20 @@ static int request(lua_State *L, LFileBody *b, const LWaitOps *ops, AioFileKind 
 /*** Waits until what was written, and what is known of the file, is on the disk.
 @function file:sync
 @treturn boolean true; or nil, message, errno */
-static int file_sync(lua_State *L) { return request(L, check_file(L), &sync_ops, AIO_FILE_SYNC, 0); }
+static int file_sync(lua_State *L) { return request(L, &sync_ops, AIO_FILE_SYNC, 0); }
 
 /*** The same without what is not needed to read it again, such as its times.
 @function file:datasync
 @treturn boolean true; or nil, message, errno */
-static int file_datasync(lua_State *L) { return request(L, check_file(L), &datasync_ops, AIO_FILE_DATASYNC, 0); }
+static int file_datasync(lua_State *L) { return request(L, &datasync_ops, AIO_FILE_DATASYNC, 0); }
 
 /*** Cuts the file off, or fills it up with zeros.
 @function file:truncate
 @tparam integer size in bytes
 @treturn boolean true; or nil, message, errno */
 static int file_truncate(lua_State *L) {
-  LFileBody *b = check_file(L);
-  int64_t size = check_offset(L, 2);
-  if (!b->in_use) aio_input_free(&b->in);
-  return request(L, b, &truncate_ops, AIO_FILE_TRUNCATE, size);
+  check_file(L);
+  return request(L, &truncate_ops, AIO_FILE_TRUNCATE, check_offset(L, 2));
 }
 
 static void set_integer(lua_State *L, const char *name, int64_t value) {
@@ -593,13 +610,13 @@ static int stat_results(lua_State *L, LTicket *tk) {
   return lua_call(L, 1, 1), 1;
 }
 
-static const LWaitOps stat_ops = {.name = "file:stat", .leave = leave, .results = stat_results, .revoke = revoke};
+static const LWaitOps stat_ops = {.name = "file:stat", .leave = leave, .results = stat_results, .revoke = aioL_flight_revoke};
 
 /*** What the system knows of the file.
 @function file:stat
 @treturn table type ("file", "directory", "block", "char"), size, mode (permissions), uid, gid, nlink, ino, dev, blocks (of
   512 bytes), blksize, atime, mtime, ctime (seconds, as `aio.time`); or nil, message, errno */
-static int file_stat(lua_State *L) { return request(L, check_file(L), &stat_ops, AIO_FILE_STAT, 0); }
+static int file_stat(lua_State *L) { return request(L, &stat_ops, AIO_FILE_STAT, 0); }
 
 /* ---- open and close ---- */
 
@@ -614,7 +631,7 @@ static int open_results(lua_State *L, LTicket *tk) {
   return lua_pushvalue(L, 4), 1;
 }
 
-static const LWaitOps open_ops = {.name = "aio.open", .leave = leave, .results = open_results, .revoke = revoke};
+static const LWaitOps open_ops = {.name = "aio.open", .leave = leave, .results = open_results, .revoke = aioL_flight_revoke};
 
 static int check_mode(lua_State *L, int idx) { /* [-0, +0, v] flags of open(2) */
   const char *mode = luaL_optstring(L, idx, "r"), *s = mode + 1;
@@ -706,10 +723,10 @@ static int file_close(lua_State *L) {
 @function file:engine
 @treturn string */
 static int file_engine(lua_State *L) {
-  LFileBody *b = check_file(L);
+  check_file(L);
   LContext *c = aioL_current(L);
   aioL_check_open(L, c);
-  return lua_pushstring(L, aio_engine_name(aio_file_engine(c->core, b->file))), 1;
+  return lua_pushstring(L, aio_engine_name(aio_file_engine(c->core, check_file(L)->file))), 1;
 }
 
 /*** Its descriptor.
