@@ -32,7 +32,7 @@ typedef struct LFile {
   LFileBody *b; /* NULL: closed */
 } LFile;
 
-enum { AHEAD = 16 << 10, SCRATCH = 16 << 10 };
+enum { AHEAD = 16 << 10, SCRATCH = 16 << 10, KEEP = 64 << 10 };
 
 typedef struct LFileCall {
   LFlight f;
@@ -47,7 +47,7 @@ typedef struct LFileCall {
   AioInput in;       /* file:read: what the body had, and more */
   bool eof;
   int error;         /* file:read */
-  size_t nwants, found;
+  size_t nwants, found, taken; /* taken: bytes that the results have used up */
   AioWant wants[];   /* file:read; behind them the delimiters */
 } LFileCall;
 
@@ -364,33 +364,38 @@ static void more_read(void *opaque) {
   aioL_flight_done(&k->f);
 }
 
-/* stack: LFileCall (light) -> pieces, and nil, "eof" or an error in place of the first that is not there */
+/* stack: LFileCall (light) -> pieces, and nil and why in place of the first that is not there. What comes behind something
+ * that is no number stays where it is. */
 static int push_pieces(lua_State *L) {
-  const LFileCall *k = lua_touserdata(L, 1);
-  size_t from = 0;
+  LFileCall *k = lua_touserdata(L, 1);
   lua_settop(L, 0);
   luaL_checkstack(L, (int)k->found + 4, "too many results");
+  k->taken = 0;
   for (size_t i = 0; i < k->found; i++) {
-    aioL_to_piece(L, &k->in, from, &k->wants[i]);
-    from += k->wants[i].used;
+    aioL_to_piece(L, &k->in, k->taken, &k->wants[i]);
+    k->taken += k->wants[i].used;
+    if (!lua_isnil(L, -1)) continue;
+    lua_pushliteral(L, "not a number");
+    return lua_gettop(L);
   }
   if (k->found == k->nwants) return lua_gettop(L);
-  if (k->error)
+  if (k->error) {
     aioL_fail(L, k->error);
-  else
+  } else {
+    k->taken += k->wants[k->found].used; /* white space before a number that is not there */
     at_end(L);
+  }
   return lua_gettop(L);
 }
 
 /* What its pieces have used is taken; the rest is the file's again. */
 static int read_end(lua_State *L, LFileCall *k, int base, int status) {
   LFileBody *b = k->b;
-  size_t used = 0;
-  for (size_t i = 0; status == LUA_OK && i < k->found; i++) used += k->wants[i].used;
+  size_t used = status == LUA_OK ? k->taken : 0;
   aio_input_take(&k->in, used);
   b->pos = k->start + (int64_t)used;
   aio_input_free(&b->in);
-  if (k->changes == b->changes) {
+  if (k->changes == b->changes && (aio_input_size(&k->in) || k->in.cap <= KEEP)) { /* large memory is not kept for nothing */
     b->in = k->in;
     k->in = (AioInput){.data = NULL};
   }

@@ -418,7 +418,8 @@ bool aio_file_try(AioContext *ctx, AioFileOp *op) {
   size_t cost = op->len < 4096 ? 4096 : op->len;
   op->moved = 0;
   op->error = 0;
-  if (!*may || f->closed || f->fd < 0 || cost > ctx->inline_left || op->offset < 0 || aio_context_closed(ctx)) return false;
+  if (!*may || f->closed || f->fd < 0 || cost > ctx->inline_left || aio_context_closed(ctx)) return false;
+  if (op->offset < 0 || op->offset > INT64_MAX - (int64_t)op->len) return false; /* EINVAL, which would be taken for what it says below */
   do {
     ssize_t n = transfer_now(op);
     if (n < 0 && errno == EAGAIN) return false;

@@ -120,15 +120,16 @@ static void skip_numeral(Scan *k) {
   }
 }
 
+/* One that is too long is none, and its beginning is used up. White space is used up also where nothing follows. */
 static int find_number(AioWant *w, const char *s, size_t n, bool eof) {
   while (w->seen < n && isspace((unsigned char)s[w->seen])) w->seen++;
   size_t left = n - w->seen;
-  Scan k = {s + w->seen, 0, left < NUMERAL_MAX ? left : NUMERAL_MAX + 1};
+  Scan k = {s + w->seen, 0, left <= NUMERAL_MAX ? left : NUMERAL_MAX + 1};
   skip_numeral(&k);
   if (k.at == left && !eof && left <= NUMERAL_MAX) return 0; /* it may go on */
+  w->skip = w->used = w->seen;
   if (!left) return -ENODATA;
-  w->skip = w->seen;
-  if (k.at > NUMERAL_MAX) return piece(w, 0, w->seen + NUMERAL_MAX); /* too long: taken so far, and none */
+  if (k.at > NUMERAL_MAX) return piece(w, 0, w->seen + NUMERAL_MAX);
   return piece(w, k.at, w->seen + k.at);
 }
 
