@@ -326,11 +326,12 @@ static int look(LFileCall *k, size_t *used) {
 /* How much to read for the piece that is looked for: a byte more than the file has shows that this is its end. */
 static size_t portion(const LFileCall *k, size_t used) {
   const AioWant *w = &k->wants[k->found];
-  size_t have = aio_input_size(&k->in) - used;
-  if (w->kind == AIO_WANT_COUNT && w->limit > have + AHEAD) return w->limit - have;
-  if (w->kind != AIO_WANT_ALL) return AHEAD;
+  size_t have = aio_input_size(&k->in) - used, want = AHEAD;
+  if (w->kind == AIO_WANT_ALL || (w->kind == AIO_WANT_COUNT && w->limit > have)) want = w->limit - have;
+  if (want <= AHEAD) return AHEAD;
   int64_t left = aio_file_size(k->b->file) - k->start - (int64_t)aio_input_size(&k->in);
-  return left < AHEAD ? AHEAD : (size_t)left + 1;
+  if (left < AHEAD) return AHEAD;
+  return want <= (size_t)left ? want : (size_t)left + 1;
 }
 
 /* Up to the next reading that must be waited for: 0, and k->op is to be submitted. 1: the call is over. */
