@@ -633,17 +633,21 @@ static int open_results(lua_State *L, LTicket *tk) {
   int error = k->op.error;
   if (!error) (lf->b = k->b)->refs++;
   aioL_flight_end(&k->f);
-  if (error) return aioL_fail(L, error);
-  return lua_pushvalue(L, 4), 1;
+  if (!error) return lua_pushvalue(L, 4), 1;
+  aioL_fail(L, error); /* stack: ..., nil, message, errno */
+  lua_pushfstring(L, "%s: %s", lua_tostring(L, 1), lua_tostring(L, -2));
+  lua_replace(L, -3);
+  return 3;
 }
 
 static const LWaitOps open_ops = {.name = "aio.open", .leave = leave, .results = open_results, .revoke = aioL_flight_revoke};
 
 static int check_mode(lua_State *L, int idx) { /* [-0, +0, v] flags of open(2) */
-  const char *mode = luaL_optstring(L, idx, "r"), *s = mode + 1;
-  bool plus = false, exclusive = false;
-  for (; *mode && (*s == '+' || *s == 'b' || *s == 'x'); s++) plus |= *s == '+', exclusive |= *s == 'x';
-  luaL_argcheck(L, *mode && strchr("rwa", *mode) && !*s && !(exclusive && *mode == 'r'), idx, "invalid mode");
+  size_t len;
+  const char *mode = luaL_optlstring(L, idx, "r", &len);
+  bool plus = len && strchr(mode, '+'), binary = len && strchr(mode, 'b'), exclusive = len && strchr(mode, 'x');
+  bool known = len && strchr("rwa", *mode) && strspn(mode + 1, "+bx") == len - 1;
+  luaL_argcheck(L, known && len == (size_t)1 + plus + binary + exclusive && !(exclusive && *mode == 'r'), idx, "invalid mode");
   int flags = plus ? O_RDWR : *mode == 'r' ? O_RDONLY : O_WRONLY;
   return flags | (*mode == 'w' ? O_CREAT | O_TRUNC : *mode == 'a' ? O_CREAT | O_APPEND : 0) | (exclusive ? O_EXCL : 0);
 }
@@ -672,7 +676,7 @@ static int check_permissions(lua_State *L, int idx) {
 @tparam[opt] table options engine ("auto", "io_uring", "linux-aio", "threads": where the system refuses it, the next one
   works), direct (boolean: past the page cache, where the file system can do that; "linux-aio" means it), perm (of a new file,
   less the umask)
-@treturn file or nil, message, errno */
+@treturn file or nil, message with the path, errno */
 static int mod_open(lua_State *L) {
   size_t len;
   const char *path = luaL_checklstring(L, 1, &len);

@@ -36,6 +36,10 @@ end
 -- @tparam string|number|buffer data
 -- @treturn boolean true; or nil, message, errno
 function M.writefile(path, data)
+  local kind = core.type(data) or type(data)
+  if kind ~= "string" and kind ~= "number" and kind ~= "buffer" then
+    error(("bad argument #2 to 'writefile' (string, number or buffer expected, got %s)"):format(kind), 2)
+  end
   local file <close>, message, errno = M.open(path, "w")
   if not file then return nil, message, errno end
   local written

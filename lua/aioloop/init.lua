@@ -16,7 +16,10 @@ for file, names in pairs {
   ["aioloop.file"] = { "open", "buffer", "readfile", "writefile" },
 } do
   for _, name in ipairs(names) do
-    aio[name] = function(...) return require(file)[name](...) end
+    aio[name] = function(...)
+      aio[name] = require(file)[name] -- an error of its own says where it was called
+      return aio[name](...)
+    end
   end
 end
 
