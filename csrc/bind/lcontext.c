@@ -274,6 +274,17 @@ static int64_t ns_field(lua_State *L, const char *name) { /* [-0, +0, e] */
   return value;
 }
 
+static unsigned count_field(lua_State *L, const char *name, lua_Integer max) { /* [-0, +0, e] 0: absent */
+  lua_Integer n = 0;
+  int exact;
+  if (lua_getfield(L, 1, name) != LUA_TNIL) {
+    n = lua_tointegerx(L, -1, &exact);
+    if (lua_type(L, -1) != LUA_TNUMBER || !exact || n < 1 || n > max) luaL_error(L, "%s must be an integer from 1 to %I", name, (LUAI_UACINT)max);
+  }
+  lua_pop(L, 1);
+  return (unsigned)n;
+}
+
 static const char *string_field(lua_State *L, const char *name) { /* [-0, +1, e] the string stays on the stack */
   int type = lua_getfield(L, 1, name);
   if (type != LUA_TNIL && type != LUA_TSTRING) luaL_error(L, "%s must be a string", name);
@@ -284,6 +295,8 @@ static const char *string_field(lua_State *L, const char *name) { /* [-0, +1, e]
 @function context
 @tparam[opt] table options name, backend ("auto", "epoll", "poll"), poll_max_ns, poll_grow, poll_shrink,
   shuffle (for tests: what is ready at the same time runs in an order drawn from this number),
+  ring_entries (128: of the queue through which files ask io_uring), aio_batch (32, at most 256: requests that Linux AIO is
+  handed together),
   clock ("monotonic" or "virtual": what its sleeps, timeouts and timers run on unless they name another)
 @treturn context or nil, message, errno */
 static int mod_context(lua_State *L) {
@@ -300,6 +313,8 @@ static int mod_context(lua_State *L) {
   opts.poll_grow = ns_field(L, "poll_grow");
   opts.poll_shrink = ns_field(L, "poll_shrink");
   opts.shuffle = (uint64_t)ns_field(L, "shuffle");
+  opts.ring_entries = count_field(L, "ring_entries", 4096);
+  opts.laio_batch = count_field(L, "aio_batch", 256);
   const char *name = string_field(L, "name");
   opts.backend = string_field(L, "backend");
   static const char *const backends[] = {"auto", "epoll", "poll", "io_uring"};

@@ -190,7 +190,9 @@ static int ctx_release(lua_State *L) {
 /*** What the context has done, and has now.
 @function context:stats
 @treturn table backend, polls, wakeups, asks, bhs, timers, fds, entries (counts of callbacks and coroutine entries),
-  bhs_pending, timers_armed, watches, tasks, live, poll_ns, name, and errors: the list that was collected when the last one was raised */
+  bhs_pending, timers_armed, watches, tasks, live, poll_ns, name; files: how many requests io_uring, linux-aio and threads have
+  done, and "inline" at once; submits (system calls that handed over requests); and errors: the list that was collected when
+  the last one was raised */
 static int ctx_stats(lua_State *L) {
   LContext *c = aioL_context(L, 1);
   AioStats s;
@@ -199,12 +201,18 @@ static int ctx_stats(lua_State *L) {
   const struct { const char *name; uint64_t value; } fields[] = {
     {"polls", s.polls}, {"wakeups", s.wakeups}, {"asks", s.asks}, {"bhs", s.bhs}, {"timers", s.timers}, {"fds", s.fds},
     {"entries", s.entries}, {"bhs_pending", s.bhs_pending}, {"timers_armed", s.timers_armed}, {"watches", s.watches},
-    {"live", c->live}, {"poll_ns", (uint64_t)s.poll_ns}};
-  lua_createtable(L, 0, 16);
+    {"live", c->live}, {"poll_ns", (uint64_t)s.poll_ns}, {"submits", s.submits}};
+  lua_createtable(L, 0, 18);
   for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
     lua_pushinteger(L, (lua_Integer)fields[i].value);
     lua_setfield(L, -2, fields[i].name);
   }
+  lua_createtable(L, 0, 4);
+  for (int e = AIO_ENGINE_URING; e < AIO_ENGINES; e++) {
+    lua_pushinteger(L, (lua_Integer)s.file_ops[e]);
+    lua_setfield(L, -2, aio_engine_name((AioEngine)e));
+  }
+  lua_setfield(L, -2, "files");
   lua_Integer tasks = 0;
   aioL_push_anchor(L, c);
   for (uint32_t i = 1; i < c->nslots; i++) {
