@@ -105,6 +105,8 @@ describe("doc/meta/aioloop.lua", function()
       semaphore = aio.semaphore(1),
       event = aio.event(),
       queue = aio.queue(),
+      file = assert(aio.open "README.md"),
+      buffer = aio.buffer(1),
     }
     seen(described, "aio", aio)
     for class, object in pairs(objects) do

@@ -11,6 +11,8 @@ error("not a module: for editors only")
 ---@field poll_shrink? number
 ---@field clock? "monotonic"|"realtime"|"boottime"|"virtual"
 ---@field shuffle? number
+---@field ring_entries? integer
+---@field aio_batch? integer
 
 ---@class aioloop.context
 local context = {}
@@ -245,6 +247,60 @@ function task:ref() end
 ---@return aioloop.task
 function task:unref() end
 
+---@alias aioloop.engine "auto"|"io_uring"|"linux-aio"|"threads"
+
+---@class aioloop.file
+local file = {}
+---@param ... string|integer
+---@return string|number? piece, any ...
+function file:read(...) end
+---@param ... string|number|aioloop.buffer
+---@return aioloop.file? file, string? message, integer? errno
+function file:write(...) end
+---@param n integer|aioloop.buffer
+---@param offset integer
+---@return string|integer? data, string? message, integer? errno
+function file:pread(n, offset) end
+---@param data string|number|aioloop.buffer
+---@param offset integer
+---@return integer? written, string? message, integer? errno
+function file:pwrite(data, offset) end
+---@param whence? "set"|"cur"|"end"
+---@param offset? integer
+---@return integer? position, string? message, integer? errno
+function file:seek(whence, offset) end
+---@param ... string|integer
+---@return fun(): string|number?, any ...
+function file:lines(...) end
+---@return boolean? ok, string? message, integer? errno
+function file:sync() end
+---@return boolean? ok, string? message, integer? errno
+function file:datasync() end
+---@param size integer
+---@return boolean? ok, string? message, integer? errno
+function file:truncate(size) end
+---@return table? stat, string? message, integer? errno
+function file:stat() end
+---@return "io_uring"|"linux-aio"|"threads"
+function file:engine() end
+---@return integer
+function file:getfd() end
+---@return boolean
+function file:close() end
+
+---@class aioloop.buffer
+---@operator len: integer
+local buffer = {}
+---@param s string
+---@return aioloop.buffer
+function buffer:set(s) end
+---@param i? integer
+---@param j? integer
+---@return string
+function buffer:tostring(i, j) end
+---@return integer
+function buffer:capacity() end
+
 ---@class aioloop.clock
 local clock = {}
 function clock:pause() end
@@ -385,5 +441,20 @@ function aio.work(fn, ...) end
 ---@param options? {family?: "inet"|"inet6", socktype?: "stream"|"dgram", passive?: boolean}
 ---@return {family: string, addr: string, port: integer, socktype: string}[]? list, string? message, integer? code
 function aio.getaddrinfo(host, service, options) end
+---@param path string
+---@param mode? string
+---@param options? {engine?: aioloop.engine, direct?: boolean, perm?: integer}
+---@return aioloop.file? file, string? message, integer? errno
+function aio.open(path, mode, options) end
+---@param n integer
+---@return aioloop.buffer
+function aio.buffer(n) end
+---@param path string
+---@return string? data, string? message, integer? errno
+function aio.readfile(path) end
+---@param path string
+---@param data string|number|aioloop.buffer
+---@return boolean? ok, string? message, integer? errno
+function aio.writefile(path, data) end
 
 return aio
