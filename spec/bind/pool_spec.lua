@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
---- The pool: aio.work and aio.getaddrinfo, waited for, cancelled, timed out, and left behind in every state.
+--- The pool: aio.work, waited for, cancelled, timed out, and left behind in every state.
 
 local aio = require "aioloop"
 local child = require "spec.support.child"
@@ -133,52 +133,4 @@ describe("aio.work", function()
       assert.equal(ending == "" and 0 or ending:match "exit" and 3 or 1, it.code)
     end)
   end
-end)
-
-describe("aio.getaddrinfo", function()
-  drivers.each(function(d)
-    it("answers as getent does", function()
-      local ctx = d.context()
-      local expected = {}
-      for line in io.popen("getent ahosts localhost"):lines() do
-        local addr, kind = line:match "^(%S+)%s+(%u+)"
-        if kind == "STREAM" then expected[#expected + 1] = addr end
-      end
-      local task = ctx:spawn(aio.getaddrinfo, "localhost", "http")
-      d.wait(ctx, over(task))
-      local _, list = task:join()
-      local got = {}
-      for i, a in ipairs(list) do
-        got[i] = a.addr
-        assert.same({ 80, "stream", a.addr:find ":" and "inet6" or "inet" }, { a.port, a.socktype, a.family })
-      end
-      assert.same(expected, got)
-    end)
-
-    it("says what the system says of a name that is none", function()
-      local ctx = d.context()
-      local task = ctx:spawn(aio.getaddrinfo, "no.such.host.invalid")
-      d.wait(ctx, over(task))
-      local got = table.pack(task:join())
-      assert.same({ 4, true, nil, "string" }, { got.n, got[1], got[2], type(got[3]) })
-      assert.equal("integer", math.type(got[4]))
-    end)
-  end)
-
-  it("needs no thread for numbers", function()
-    local ctx <close> = aio.context()
-    local polls = ctx:stats().polls
-    assert.same({ { family = "inet", addr = "127.0.0.1", port = 80, socktype = "stream" } },
-      aio.getaddrinfo("127.0.0.1", 80))
-    assert.same({ { family = "inet6", addr = "::1", port = 53, socktype = "dgram" } },
-      aio.getaddrinfo("::1", "53", { socktype = "dgram" }))
-    assert.equal(polls, ctx:stats().polls)
-    assert.is_truthy(aio.getaddrinfo(nil, 80, { passive = true, family = "inet" }))
-  end)
-
-  it("refuses nonsense", function()
-    for _, bad in ipairs { { nil }, { {} }, { "a\0b" }, { "x", "y", 1 }, { "x", 1, { family = "ipx" } } } do
-      assert.error(function() aio.getaddrinfo(table.unpack(bad, 1, 3)) end)
-    end
-  end)
 end)

@@ -4,7 +4,7 @@
 
 #include "check.h"
 
-/* wrap: pthread_create realloc */
+/* wrap: pthread_create pthread_cond_timedwait realloc */
 
 static int create_fails;
 static bool no_memory;
@@ -13,6 +13,18 @@ int __real_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg) {
   return create_fails ? create_fails : __real_pthread_create(t, attr, fn, arg);
+}
+
+static atomic_bool hurry; /* ten seconds without work are over at once */
+
+int __real_pthread_cond_timedwait(pthread_cond_t *c, pthread_mutex_t *m, const struct timespec *until);
+int __wrap_pthread_cond_timedwait(pthread_cond_t *c, pthread_mutex_t *m, const struct timespec *until);
+int __wrap_pthread_cond_timedwait(pthread_cond_t *c, pthread_mutex_t *m, const struct timespec *until) {
+  if (!atomic_load(&hurry) || (int64_t)until->tv_sec * SEC < now_ns() + 5 * SEC) return __real_pthread_cond_timedwait(c, m, until);
+  pthread_mutex_unlock(m);
+  usleep(100);
+  pthread_mutex_lock(m);
+  return ETIMEDOUT;
 }
 
 void *__real_realloc(void *p, size_t size);
@@ -128,6 +140,67 @@ static void resized_while_it_works(Loop *l) {
   CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 0), -EINVAL);
 }
 
+static void idle_threads_leave_but_the_warm_stay(Loop *l) {
+  Task tasks[8];
+  begin(tasks);
+  atomic_store(&hurry, true);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 2, 8), 0);
+  for (int i = 0; i < 8; i++) submit(l, &tasks[i], NULL);
+  RUN_UNTIL(l, done_total == 8);
+  while (threads_of(l) > 2) usleep(100);
+  CHECK_EQ(threads_of(l), 2);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 8), 0);
+  while (threads_of(l) > 0) usleep(100);
+  submit(l, &tasks[0], NULL); /* and come again */
+  RUN_UNTIL(l, done_total == 9);
+  atomic_store(&hurry, false);
+}
+
+enum { TOGETHER = 12 };
+static pthread_barrier_t barrier;
+
+static void meet(void *opaque) {
+  pthread_barrier_wait(&barrier);
+  atomic_fetch_add(&((Task *)opaque)->ran, 1);
+}
+
+/* Each of them waits for all the others: nobody may be left in the queue because others work. */
+static void jobs_that_block_have_a_thread_each(Loop *l) {
+  static Task tasks[TOGETHER + 1];
+  for (int round = 0; round < 3; round++) {
+    begin(tasks);
+    pthread_barrier_init(&barrier, NULL, TOGETHER);
+    submit(l, &tasks[TOGETHER], NULL); /* of no length, so that a thread is between two jobs */
+    for (int i = 0; i < TOGETHER; i++) {
+      tasks[i] = (Task){.l = l};
+      CHECK_EQ(aio_pool_submit(l->ctx, &tasks[i].job, meet, done, &tasks[i]), 0);
+    }
+    RUN_UNTIL(l, done_total == TOGETHER + 1);
+    pthread_barrier_destroy(&barrier);
+  }
+}
+
+static Task *awaited;
+static void wait_for_another(void *opaque) {
+  Task *t = opaque;
+  t->done++;
+  while (!awaited->done) aio_poll(t->l->ctx, AIO_FOREVER);
+}
+
+/* Both have ended when the first is told, and a turn inside of that waits for the second. */
+static void a_nested_turn_is_told_of_the_rest(Loop *l) {
+  Task tasks[2];
+  begin(tasks);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 1), 0);
+  tasks[0] = tasks[1] = (Task){.l = l};
+  awaited = &tasks[1];
+  CHECK_EQ(aio_pool_submit(l->ctx, &tasks[0].job, run, wait_for_another, &tasks[0]), 0);
+  CHECK_EQ(aio_pool_submit(l->ctx, &tasks[1].job, run, done, &tasks[1]), 0);
+  while (atomic_load(&tasks[1].ran) == 0) usleep(100);
+  RUN_UNTIL(l, tasks[0].done && tasks[1].done);
+  CHECK_QUIET(l);
+}
+
 static void closed_with_work_in_every_state(Loop *l) {
   static Task tasks[20]; /* nobody may call done, but a worker may still look at its job until close has returned */
   sem_t gate;
@@ -194,6 +267,9 @@ static const Test tests[] = {
   TEST(one_thread_keeps_the_order),
   TEST(a_full_pool_cancels_what_is_queued),
   TEST(resized_while_it_works),
+  TEST(idle_threads_leave_but_the_warm_stay),
+  TEST(jobs_that_block_have_a_thread_each),
+  TEST(a_nested_turn_is_told_of_the_rest),
   TEST(closed_with_work_in_every_state),
   TEST(closed_by_a_completion),
   TEST(refusals),
