@@ -244,7 +244,7 @@ static int vclock_pause(lua_State *L) { return aio_vclock_pause(check_vclock(L))
 @function vclock:resume */
 static int vclock_resume(lua_State *L) { return aio_vclock_resume(check_vclock(L)), 0; }
 
-/*** Lets it jump to the next deadline whenever a poll would sleep.
+/*** Lets it jump to the next deadline whenever a poll would sleep, unless jobs of the pool or requests of files are under way.
 @function vclock:autojump
 @bool on */
 static int vclock_autojump(lua_State *L) {

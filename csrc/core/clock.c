@@ -133,9 +133,10 @@ void aio__vclock_leave(AioContext *ctx) {
   if (vc->orphan && list_empty(&vc->contexts)) aio__realloc(vc, 0);
 }
 
+/* Not while threads or the kernel work for the context: their time is real, and whoever waits for them does not sleep. */
 bool aio__vclock_jump(AioContext *ctx) {
   AioVClock *vc = ctx->vclock;
-  if (!vc || !vc->autojump) return false;
+  if (!vc || !vc->autojump || aio__pool_jobs(ctx) || aio__file_ops(ctx)) return false;
   int64_t t = aio__timers_first(ctx, AIO_CLOCK_VIRTUAL);
   if (t == AIO_FOREVER) return false;
   move_to(vc, t);

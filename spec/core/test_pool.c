@@ -201,6 +201,35 @@ static void a_nested_turn_is_told_of_the_rest(Loop *l) {
   CHECK_QUIET(l);
 }
 
+static void set_flag(void *opaque) { *(bool *)opaque = true; }
+
+static void a_clock_that_jumps_waits_for_jobs(Loop *l) {
+  AioVClock *vc = aio_vclock_new();
+  AioOptions opts = {.vclock = vc};
+  AioTimer timer;
+  bool fired = false;
+  Task task;
+  sem_t gate;
+  Loop own = *l;
+  CHECK_EQ(aio_context_new(&own.ctx, &opts), 0);
+  sem_init(&gate, 0, 0);
+  begin(&task);
+  aio_vclock_autojump(vc, true);
+  aio_timer_init(&timer, own.ctx, AIO_CLOCK_VIRTUAL, set_flag, &fired);
+  CHECK_EQ(aio_timer_arm(&timer, 3600 * SEC), 0);
+  submit(&own, &task, &gate);
+  for (int i = 0; i < 5; i++) aio_poll(own.ctx, MS / 10);
+  CHECK(!fired && !task.done && aio_vclock_now(vc) == 0);
+  sem_post(&gate);
+  while (!task.done) aio_poll(own.ctx, AIO_FOREVER);
+  CHECK_EQ(aio_vclock_now(vc), 0);
+  while (!fired) aio_poll(own.ctx, AIO_FOREVER);
+  CHECK_EQ(aio_vclock_now(vc), 3600 * SEC);
+  aio_context_unref(own.ctx);
+  aio_vclock_free(vc);
+  sem_destroy(&gate);
+}
+
 static void closed_with_work_in_every_state(Loop *l) {
   static Task tasks[20]; /* nobody may call done, but a worker may still look at its job until close has returned */
   sem_t gate;
@@ -270,6 +299,7 @@ static const Test tests[] = {
   TEST(idle_threads_leave_but_the_warm_stay),
   TEST(jobs_that_block_have_a_thread_each),
   TEST(a_nested_turn_is_told_of_the_rest),
+  TEST(a_clock_that_jumps_waits_for_jobs),
   TEST(closed_with_work_in_every_state),
   TEST(closed_by_a_completion),
   TEST(refusals),
