@@ -52,6 +52,7 @@ typedef struct LRuntime {
   uint64_t last_serial;      /* of scopes */
   struct LHold *spare_holds; /* lsync.c */
   struct LGroup *cancelling; /* lgroup.c: the last of those whose members are to be cancelled, while that is going on */
+  int spare_ticket;          /* registry: the ticket for the next polling wait, or false (lwait.c) */
   int contexts;              /* registry: table that keeps the LContexts */
   int objects;               /* registry: weak table, address of the struct (light) -> userdata that core events find by it */
   lua_State *lent;           /* runs the turns that the core takes by itself (vclock:advance); NULL: none is lent */

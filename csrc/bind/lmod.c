@@ -227,6 +227,8 @@ static LRuntime *new_runtime(lua_State *L) { /* [-0, +0, m] */
   rt->objects = weak_table(L, "v");
   lua_newtable(L);
   rt->contexts = luaL_ref(L, LUA_REGISTRYINDEX);
+  lua_pushboolean(L, 0);
+  rt->spare_ticket = luaL_ref(L, LUA_REGISTRYINDEX);
   lua_setfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
   return rt;
 }

@@ -99,13 +99,38 @@ static void check_cancel(lua_State *L, LContext *c, LTask *t) {
   aioL_raise_cancel(L, rt);
 }
 
+/* The ticket of the next polling wait is made before its operation looks whether it must wait: a finaliser that runs in an
+ * allocation may bring the very thing, and nobody would look again. */
+static void lay_ticket_aside(lua_State *L, LRuntime *rt) { /* [-0, +0, m] */
+  bool there = lua_rawgeti(L, LUA_REGISTRYINDEX, rt->spare_ticket) == LUA_TUSERDATA;
+  lua_pop(L, 1);
+  if (there) return;
+  aioL_current(L); /* makes the default context */
+  lua_newuserdatauv(L, sizeof(LTicket), 1);
+  lua_rawseti(L, LUA_REGISTRYINDEX, rt->spare_ticket);
+}
+
+static LTicket *polling_ticket(lua_State *L, LRuntime *rt) { /* [-0, +1, m] */
+  if (lua_rawgeti(L, LUA_REGISTRYINDEX, rt->spare_ticket) == LUA_TUSERDATA) {
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, LUA_REGISTRYINDEX, rt->spare_ticket);
+  } else {
+    lua_pop(L, 1);
+    lua_newuserdatauv(L, sizeof(LTicket), 1);
+  }
+  return lua_touserdata(L, -1);
+}
+
 void aioL_checkpoint(lua_State *L) {
   LRuntime *rt = aioL_runtime(L);
   LTask *t = rt->task;
-  if (t && aioL_innermost(t) == L)
+  if (t && aioL_innermost(t) == L) {
     check_cancel(L, t->c, t);
-  else if (!t && (rt->flow.scopes || rt->flow.wrap))
-    check_cancel(L, aioL_current(L), NULL);
+  } else if (!t) {
+    luaL_checkstack(L, 4, NULL);
+    lay_ticket_aside(L, rt);
+    if (rt->flow.scopes || rt->flow.wrap) check_cancel(L, aioL_current(L), NULL);
+  }
 }
 
 /* ---- tickets ---- */
@@ -121,7 +146,7 @@ LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
     tk = &t->ticket;
     lua_pushnil(L);
   } else {
-    tk = lua_newuserdatauv(L, sizeof *tk, 1);
+    tk = polling_ticket(L, c->rt);
     aioL_push_box(L, c); /* the default context can be closed, and another take its place */
     lua_setiuservalue(L, -2, 1);
   }

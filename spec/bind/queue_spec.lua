@@ -707,3 +707,37 @@ describe("queue", function()
     end
   end)
 end)
+
+-- Each try lets the collector come somewhere else, also between the look at what is waited for and the wait.
+describe("what a finaliser brings while a wait outside of tasks begins", function()
+  local function lost(prepare)
+    local pause, mul, size = 100, 400, 40
+    collectgarbage("incremental", pause, mul, size)
+    local missed = 0
+    for try = 1, 80 do
+      local bring, wait = prepare()
+      local brought = math.huge
+      do local _ = setmetatable({}, { __gc = function() brought = aio.now() bring() end }) end
+      for k = 1, try % 40 do local _ = ("x"):rep(50 + k) end
+      local begun = aio.now()
+      if not wait(0.001) and brought < begun + 0.0005 then missed = missed + 1 end -- else it came when time was up
+    end
+    collectgarbage "incremental"
+    return missed
+  end
+
+  it("is seen by semaphores, events and queues", function()
+    assert.equal(0, lost(function()
+      local s = aio.semaphore(0)
+      return function() s:release() end, function(t) return s:acquire(t) end
+    end))
+    assert.equal(0, lost(function()
+      local e = aio.event()
+      return function() e:set() end, function(t) return e:wait(t) end
+    end))
+    assert.equal(0, lost(function()
+      local q = aio.queue()
+      return function() q:put(1) end, function(t) return q:get(t) end
+    end))
+  end)
+end)
