@@ -47,6 +47,8 @@ static bool use_glib(void) {
   return have_glib;
 }
 
+#define DEAF_NS INT64_C(10000000)
+
 typedef struct Polled {
   gpointer tag;
   int fd;
@@ -86,11 +88,11 @@ static void merge_fds(AioSource *s, const struct pollfd *v, uint32_t n) {
 }
 
 /* Backend epoll is one fd for good; backend poll is one for each fd, compared with the last list before every sleep. */
-static void tell_fds(AioSource *s) {
+static bool tell_fds(AioSource *s) {
   AioContext *ctx = s->ctx;
   const struct pollfd epoll = {.fd = ctx->epfd, .events = POLLIN};
   int n = ctx->epfd >= 0 ? 1 : aio__pollfds_fill(ctx, true);
-  if (n < 0 || aio__grow((void **)&s->fresh, &s->fresh_cap, (uint32_t)n, sizeof *s->fresh) < 0) return;
+  if (n < 0 || aio__grow((void **)&s->fresh, &s->fresh_cap, (uint32_t)n, sizeof *s->fresh) < 0) return false;
   merge_fds(s, ctx->epfd >= 0 ? &epoll : ctx->pollfds, (uint32_t)n);
   Polled *polled = s->polled;
   uint32_t cap = s->polled_cap;
@@ -99,6 +101,7 @@ static void tell_fds(AioSource *s) {
   s->npolled = (uint32_t)n;
   s->fresh = polled;
   s->fresh_cap = cap;
+  return true;
 }
 
 static int64_t now(void) { return aio_clock_now(AIO_CLOCK_MONOTONIC); }
@@ -132,9 +135,10 @@ static gboolean prepare(GSource *base, gint *timeout_ms) {
   of(base)->asked = false;
   if (aio__defer_pending(ctx)) aio__defer_run(ctx); /* an iteration inside of a section: what it waits for may be among it */
   if (!of(base)->ctx) return FALSE;
-  tell_fds(of(base));
+  bool told = tell_fds(of(base));
   aio__announce(ctx, 1);
   int64_t ns = atomic_load_explicit(&ctx->notified, memory_order_acquire) ? 0 : plan(of(base));
+  if (!told) ns = aio__earlier(ns, DEAF_NS); /* no memory: what GLib does not wait for, check asks for */
   int64_t ms = ns / 1000000 + (ns % 1000000 != 0); /* up: down would spin through the last millisecond */
   if (ns != AIO_FOREVER) *timeout_ms = ms > G_MAXINT ? G_MAXINT : (gint)ms;
   return ns == 0;
