@@ -346,7 +346,7 @@ static bool needs_thread(const AioFileOp *op, int64_t result) {
 
 void aio__file_leg_over(AioFileOp *op, int64_t result) {
   bool by_thread = needs_thread(op, result), again = result == -EINTR || by_thread;
-  if (result == -EINVAL && moves(op) && op->leg_fd == op->file->direct_fd) op->file->unaligned = again = true;
+  if (result == -EINVAL && op->offset >= 0 && moves(op) && op->leg_fd == op->file->direct_fd) op->file->unaligned = again = true;
   if (moves(op) && result > 0) op->moved += gained(op, result);
   if (result < 0 && !again) op->error = (int)result;
   if (op->kind == AIO_FILE_WRITE && result == 0 && op->len) op->error = -ENOSPC;

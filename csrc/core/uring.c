@@ -267,6 +267,7 @@ static void stop(void *self) {
   list_init(&u->waiting);
   list_init(&u->fresh);
   forget_untaken(u);
+  u->broken = false; /* it may be served again, or for this */
   for (AioLink *l = u->taken.next; l != &u->taken; l = l->next) ask_to_cancel(u, op_at(l));
   enter(u);
   for (take_answers(u); !list_empty(&u->taken); take_answers(u)) wait_for_answers(u);
