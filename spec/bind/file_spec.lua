@@ -1,0 +1,471 @@
+-- SPDX-License-Identifier: MIT
+--- Files: the same with every engine, wherever one waits; given up, closed and cut short in every state; system calls.
+
+local aio = require "aioloop"
+local drivers = require "spec.support.drivers"
+local fds = require "fds"
+local files = require "spec.support.files"
+local jobs = require "spec.support.jobs"
+local tasks = require "spec.support.tasks"
+
+local over = tasks.all_over
+
+-- Those that never do it at once, in the page cache.
+local engines = { table.unpack(files.engines, 2) }
+
+local folder
+
+local function open(name, mode, options) return assert(aio.open(folder:path(name), mode, options)) end
+
+local function settle(d, ctx)
+  d.wait(ctx, function() return ctx:stats().live == 0 end)
+  tasks.is_quiet(ctx)
+end
+
+before_each(function() folder = files.folder() end)
+after_each(function() getmetatable(folder).__close(folder) end)
+
+describe("a file", function()
+  drivers.each(function(d)
+    for _, engine in ipairs(files.engines) do
+      describe("with engine " .. engine.name, function()
+        for _, scenario in ipairs(files.scenarios) do
+          it(scenario.name, function()
+            local ctx = d.context()
+            tasks.run(d, ctx, files.run, scenario, ctx, folder, engine.options)
+            settle(d, ctx)
+          end)
+        end
+      end)
+    end
+  end)
+
+  it("is the same in the main chunk, in a callback and in a generator", function()
+    local ctx = aio.default()
+    local ways = {
+      function(fn, ...) fn(...) end,
+      function(...)
+        ctx:schedule(...)
+        ctx:poll()
+      end,
+      function(fn, ...) ctx:run(aio.wrap(fn), ...) end,
+    }
+    for n, scenario in ipairs(files.scenarios) do
+      for i, way in ipairs(ways) do
+        local engine = files.engines[(n + i) % #files.engines + 1]
+        way(files.run, scenario, ctx, folder:sub(("%d.%d"):format(n, i)), engine.options)
+      end
+    end
+    assert.equal(0, ctx:stats().live)
+    ctx:close()
+  end)
+
+  it("is not waited for where nobody can wait", function()
+    local file <close> = open("a", "w+", { engine = "threads" })
+    local function reads() return file:pread(1, 0) end
+    assert.error_matches(coroutine.wrap(reads), "cannot wait inside a coroutine that the loop does not run")
+    local task = aio.spawn(function() table.sort({ 1, 2, 3 }, reads) end):keep()
+    local ok, err = task:join()
+    assert.is_false(ok)
+    assert.matches("cannot wait inside C function 'table.sort'", err)
+    aio.default():close()
+  end)
+
+  it("has a path without zero bytes, a known mode and known options", function()
+    local path = folder:path "none"
+    for _, bad in ipairs {
+      {}, { {} }, { "a\0b" }, { path, 1 }, { path, "" }, { path, "x" }, { path, "rx" }, { path, "r++" }, { path, "w\0" },
+      { path, "r", 1 }, { path, "w", { engine = "aio" } }, { path, "w", { engine = 1 } },
+      { path, "w", { perm = -1 } }, { path, "w", { perm = "x" } }, { path, "w", { perm = 1.5 } },
+    } do
+      assert.error(function() aio.open(table.unpack(bad, 1, 3)) end)
+    end
+    assert.is_nil(io.open(path))
+    local err = select(2, pcall(aio.open, path, "x"))
+    assert.matches("^%S*file_spec.lua:%d+: bad argument #2 to 'open' %(invalid mode%)", select(2, pcall(function()
+      local file = aio.open(path, "x")
+      return file
+    end)))
+    assert.matches("bad argument #2", err)
+  end)
+
+  it("refuses what is no format, count or offset, and has not moved then", function()
+    local file <close> = open("a", "w+")
+    file:write "text"
+    file:seek "set"
+    for _, bad in ipairs { { "x" }, { "" }, { "*" }, { -1 }, { 1.5 }, { {} }, { "l", "?" }, { 1 << 50 }, { 0 / 0 } } do
+      assert.error(function() file:read(table.unpack(bad)) end)
+    end
+    for _, bad in ipairs { {}, { 1 }, { -1, 0 }, { 1, -1 }, { 1, 0.5 }, { "x", 0 }, { {}, 0 }, { io.stderr, 0 } } do
+      assert.error(function() file:pread(table.unpack(bad)) end)
+    end
+    for _, bad in ipairs { {}, { "x" }, { "x", -1 }, { {}, 0 }, { nil, 0 }, { io.stderr, 0 } } do
+      assert.error(function() file:pwrite(table.unpack(bad, 1, 2)) end)
+    end
+    for _, bad in ipairs { { {} }, { "x", nil, "y" }, { true } } do
+      assert.error(function() file:write(table.unpack(bad, 1, 3)) end)
+    end
+    for _, bad in ipairs { { "middle" }, { "set", "x" }, { "set", 0.5 }, { 1 } } do
+      assert.error(function() file:seek(table.unpack(bad)) end)
+    end
+    for _, bad in ipairs { {}, { -1 }, { 0.5 }, { "x" } } do
+      assert.error(function() file:truncate(table.unpack(bad)) end)
+    end
+    assert.equal(0, file:seek())
+    assert.equal("text", file:read())
+  end)
+
+  it("is read in as many pieces as one asks for", function()
+    local file <close> = open("a", "w+")
+    file:write(("x"):rep(240))
+    file:seek "set"
+    local ones = {}
+    for i = 1, 240 do ones[i] = 1 end
+    assert.equal(240, select("#", file:read(table.unpack(ones))))
+  end)
+
+  it("asks for no memory that it has no bytes for", function()
+    local file <close> = open("a", "w+")
+    file:write(("x"):rep(100000))
+    file:seek "set"
+    assert.equal(100000, #file:read(1 << 45))
+    local zeros <close> = assert(aio.open "/dev/zero")
+    assert.equal(100, #zeros:read(100))
+  end)
+
+  it("that nobody holds is closed", function()
+    local ctx <close> = aio.context()
+    ctx:run(open, "a", "w")
+    tasks.collect()
+    local before = fds.count()
+    for _, engine in ipairs(files.engines) do ctx:run(open, "a", "w", engine.options) end
+    assert.is_true(fds.count() >= before + #files.engines)
+    tasks.collect()
+    assert.equal(before, fds.count())
+  end)
+end)
+
+-- ---- in flight ---------------------------------------------------------------------------------------------
+
+local SIZE = 1 << 18
+
+-- Every operation that waits. The file has these bytes, before and afterwards.
+local data = files.bytes(SIZE)
+local operations = {
+  { "pread", function(file) return file:pread(SIZE, 0) == data end },
+  { "pread", function(file) return file:pread(aio.buffer(SIZE), 0) == SIZE end },
+  { "pwrite", function(file) return file:pwrite(data, 0) == SIZE end },
+  { "pwrite", function(file) return file:pwrite(aio.buffer(SIZE):set(data), 0) == SIZE end },
+  { "read", function(file) return file:seek "set" and file:read "a" == data end },
+  { "write", function(file) return file:seek "set" and file:write(data) == file end },
+  { "sync", function(file) return file:sync() end },
+  { "datasync", function(file) return file:datasync() end },
+  { "truncate", function(file) return file:truncate(SIZE) end },
+  { "stat", function(file) return file:stat().size == SIZE end },
+}
+
+-- Begins all of them, each on a file of its own; fn(call) is done with each in a task.
+local function begin(ctx, list, fn)
+  local calls = {}
+  for i, file in ipairs(list) do
+    local call = { name = operations[i][1], file = file }
+    call.task = ctx:spawn(function()
+      call.co = coroutine.running()
+      return fn(call, operations[i][2], file)
+    end):keep()
+    calls[i] = call
+  end
+  return calls
+end
+
+local function all_over(d, ctx, calls)
+  for _, call in ipairs(calls) do d.wait(ctx, over(call.task)) end
+end
+
+local function refusal(errno, ...)
+  local got = table.pack(...)
+  assert.is_nil(got[1])
+  assert.equal(errno, got[3])
+end
+
+describe("what a file is doing", function()
+  drivers.each(function(d)
+    for _, engine in ipairs(engines) do
+      local function prepare(opts)
+        local ctx = d.context(opts)
+        folder:put("a", data)
+        return ctx, tasks.run(d, ctx, open, "a", "r+", engine.options)
+      end
+
+      local function open_all(ctx)
+        return tasks.run(d, ctx, function()
+          return aio.map(operations, function() return open("a", "r+", engine.options) end)
+        end)
+      end
+
+      it(("with engine %s ends with closed when the file is closed"):format(engine.name), function()
+        local ctx, file = prepare()
+        tasks.run(d, ctx, operations[1][2], file) -- whatever fds that takes
+        local before = fds.count()
+        local list = open_all(ctx)
+        local calls = begin(ctx, list, function(call, fn)
+          local spy = setmetatable({}, { __index = function(spy, name)
+            return function(_, ...)
+              if name ~= call.name then return call.file[name](call.file, ...) end
+              call.results = table.pack(call.file[name](call.file, ...))
+              return spy
+            end
+          end })
+          pcall(fn, spy)
+        end)
+        for _, open_file in ipairs(list) do ctx:spawn(open_file.close, open_file) end -- in the same turn
+        all_over(d, ctx, calls)
+        for _, call in ipairs(calls) do assert.same({ n = 2, nil, "closed" }, call.results, call.name) end
+        settle(d, ctx)
+        assert.equal(before, fds.count())
+        assert.is_true(folder:get "a" == data)
+        file:close()
+      end)
+
+      it(("with engine %s can be cancelled and timed out at any moment"):format(engine.name), function()
+        local ctx, file = prepare()
+        local list = open_all(ctx)
+        for turns = 1, 4 do
+          local calls = begin(ctx, list, function(_, fn, f) return fn(f) end)
+          d.turns(ctx, turns)
+          for _, call in ipairs(calls) do call.task:cancel() end
+          all_over(d, ctx, calls)
+          for _, call in ipairs(calls) do
+            assert.is_true(call.task:status() == "cancelled" or select(2, call.task:join()) == true, call.name)
+          end
+          calls = begin(ctx, list, function(_, fn, f) return aio.timeout((turns - 1) / 5000, fn, f) end)
+          all_over(d, ctx, calls)
+          for _, call in ipairs(calls) do
+            local got = table.pack(call.task:join())
+            assert.is_true(got[2] == true or got[2] == nil and got[3] == "timeout", call.name)
+          end
+        end
+        settle(d, ctx)
+        for _, f in ipairs(list) do assert.equal(0, f:seek "set") end -- nobody uses the position
+        assert.is_true(folder:get "a" == data)
+        file:close()
+      end)
+
+      it(("with engine %s stands it that the file is closed at any moment"):format(engine.name), function()
+        local ctx, file = prepare()
+        for turns = 1, 4 do
+          local list = open_all(ctx)
+          local calls = begin(ctx, list, function(_, fn, f) return pcall(fn, f) end)
+          d.turns(ctx, turns)
+          for _, f in ipairs(list) do f:close() end
+          all_over(d, ctx, calls)
+        end
+        settle(d, ctx)
+        assert.is_true(folder:get "a" == data)
+        file:close()
+      end)
+
+      it(("with engine %s stands it that its coroutine is closed"):format(engine.name), function() -- not by the loop
+        local ctx, file = prepare()
+        local list = open_all(ctx)
+        for turns = 1, 4 do
+          local calls = begin(ctx, list, function(_, fn, f) return fn(f) end)
+          d.turns(ctx, turns)
+          for _, call in ipairs(calls) do
+            if call.task:status() == "waiting" then coroutine.close(call.co) end
+          end
+          settle(d, ctx)
+          for _, f in ipairs(list) do assert.equal(0, f:seek "set") end
+        end
+        assert.is_true(folder:get "a" == data)
+        file:close()
+      end)
+
+      it(("with engine %s stands it that the context is closed at any moment"):format(engine.name), function()
+        for turns = 0, 4 do
+          aio.default():close()
+          tasks.collect()
+          local before = fds.count()
+          local ctx, file = prepare()
+          local list = open_all(ctx)
+          local calls = begin(ctx, list, function(_, fn, f) return fn(f) end)
+          d.turns(ctx, turns)
+          ctx:close()
+          for _, call in ipairs(calls) do
+            assert.is_true(call.task:status() == "cancelled" or call.task:status() == "ended")
+          end
+          assert.is_true(folder:get "a" == data)
+          for _, f in ipairs(list) do -- another context finds it usable
+            assert.equal(0, f:seek "set")
+            assert.equal(data:sub(1, 10), f:read(10))
+            f:close()
+          end
+          file:close()
+          aio.default():close()
+          assert.equal(before, fds.count(), turns .. " turns")
+        end
+      end)
+
+      it(("with engine %s leaves a buffer alone once nobody waits for it"):format(engine.name), function()
+        local ctx, file = prepare()
+        local pattern = ("p"):rep(SIZE)
+        for turns = 1, 4 do
+          for _, at_once in ipairs { true, false } do
+            local buffer = aio.buffer(SIZE):set(pattern)
+            local task = ctx:spawn(file.pread, file, buffer, 0)
+            d.turns(ctx, turns)
+            if task:status() == "waiting" then
+              assert.error_matches(function() buffer:set "x" end, "the buffer is being read into or written from")
+              assert.error_matches(function() buffer:tostring() end, "being read into")
+              assert.error_matches(function() return #buffer end, "being read into")
+            end
+            task:cancel()
+            d.wait(ctx, over(task))
+            if task:status() == "cancelled" then
+              if at_once then
+                assert.equal(0, #buffer)
+                buffer:set(pattern)
+              end
+              settle(d, ctx)
+              assert.is_true(buffer:tostring() == (at_once and pattern or ""))
+            else
+              assert.is_true(buffer:tostring() == data)
+            end
+          end
+        end
+        file:close()
+      end)
+
+      it(("with engine %s writes what a buffer had, which keeps it when nobody waits"):format(engine.name), function()
+        local ctx, file = prepare()
+        for turns = 1, 4 do
+          local buffer = aio.buffer(SIZE):set(data)
+          local task = ctx:spawn(file.pwrite, file, buffer, 0)
+          d.turns(ctx, turns)
+          if task:status() == "waiting" then
+            assert.error_matches(function() buffer:set "x" end, "being read into or written from")
+          end
+          task:cancel()
+          d.wait(ctx, over(task))
+          assert.is_true(buffer:tostring() == data)
+          buffer:set(("?"):rep(SIZE))
+          settle(d, ctx)
+          assert.is_true(buffer:tostring() == ("?"):rep(SIZE))
+          assert.is_true(folder:get "a" == data)
+        end
+        file:close()
+      end)
+
+      it(("with engine %s: a read that is given up has taken nothing"):format(engine.name), function()
+        local ctx, file = prepare()
+        folder:put("a", "one\ntwo\n" .. ("x"):rep(100000) .. "\nlast\n")
+        assert.equal("one", tasks.run(d, ctx, file.read, file))
+        for turns = 1, 4 do
+          local task = ctx:spawn(file.read, file, "l", "l", "l", "l", "l")
+          d.turns(ctx, turns)
+          task:cancel()
+          d.wait(ctx, over(task))
+          if task:status() == "cancelled" then
+            assert.equal(4, file:seek())
+          else
+            file:seek("set", 4)
+          end
+        end
+        local rest = tasks.join(d, ctx, file.read, file, "l", "l", "l")
+        assert.same({ n = 4, true, "two", ("x"):rep(100000), "last" }, rest)
+        settle(d, ctx)
+        file:close()
+      end)
+
+      it(("with engine %s: the position is used by one task at a time"):format(engine.name), function()
+        local ctx, file = prepare()
+        local first = ctx:spawn(file.read, file, "a")
+        local said = {}
+        ctx:spawn(function()
+          said[1] = select(2, pcall(file.read, file))
+          said[2] = select(2, pcall(file.write, file, "x"))
+          said[3] = select(2, pcall(file.seek, file))
+          said[4] = file:pread(10, 0)
+        end)
+        d.wait(ctx, over(first))
+        d.wait(ctx, function() return #said == 4 end)
+        assert.matches("file:read: another task is in file:read, which uses the file's position", said[1])
+        assert.matches("file:write: another task is in file:read", said[2])
+        assert.matches("file:seek: another task is in file:read", said[3])
+        assert.equal(data:sub(1, 10), said[4])
+        settle(d, ctx)
+        file:close()
+      end)
+
+      it(("with engine %s: what is read beside a write is not kept"):format(engine.name), function()
+        local ctx, file = prepare()
+        for round = 1, 30 do
+          folder:put("a", "first\n" .. ("old\n"):rep(500))
+          tasks.run(d, ctx, file.seek, file, "set")
+          local reader = ctx:spawn(file.read, file)
+          local writer = ctx:spawn(file.pwrite, file, ("new\n"):rep(500), 6)
+          if round % 2 == 0 then reader, writer = writer, reader end
+          d.wait(ctx, over(reader, writer))
+          assert.equal("new", tasks.run(d, ctx, file.read, file))
+        end
+        settle(d, ctx)
+        file:close()
+      end)
+    end
+
+    it("waits behind other jobs, and is taken back when it is cancelled or closed there", function()
+      local ctx, gate <close> = d.context(), jobs.gate()
+      folder:put("a", data)
+      local file = tasks.run(d, ctx, open, "a", "r+", { engine = "threads" })
+      assert(ctx:set_threads(0, 1))
+      local holder = ctx:spawn(aio.work, jobs.pass, gate.at)
+      gate:await(d, ctx, 1)
+      local cancelled, list, closed = {}, {}, {}
+      for _, operation in ipairs(operations) do
+        if operation[1] ~= "read" and operation[1] ~= "write" then
+          cancelled[#cancelled + 1] = ctx:spawn(operation[2], file)
+        end
+      end
+      cancelled[#cancelled + 1] = ctx:spawn(operations[5][2], file)
+      cancelled[#cancelled + 1] = ctx:spawn(aio.open, folder:path "never made", "w")
+      d.turns(ctx, 3)
+      for _, task in ipairs(cancelled) do assert.is_true(task:cancel()) end
+      d.wait(ctx, over(table.unpack(cancelled)))
+      for _, task in ipairs(cancelled) do assert.equal("cancelled", task:status()) end
+      for i, call in ipairs { "pread", "pwrite", "sync", "datasync", "truncate", "stat", "write" } do
+        list[i] = ctx:spawn(function()
+          closed[i] = table.pack(file[call](file, table.unpack(call == "pwrite" and { "x", 0 } or { 1, 0 })))
+        end)
+      end
+      d.turns(ctx, 3)
+      file:close()
+      d.wait(ctx, over(table.unpack(list)))
+      for i = 1, #list do assert.same({ n = 2, nil, "closed" }, closed[i]) end
+      gate:open()
+      d.wait(ctx, over(holder))
+      settle(d, ctx)
+      refusal(2, tasks.run(d, ctx, aio.open, folder:path "never made"))
+      assert.is_true(folder:get "a" == data)
+    end)
+  end)
+
+  it("is over, and a callback closes its context and fails: that is raised, and nothing else happens", function()
+    for _, call in ipairs { "pread", "work" } do
+      local ctx, gate <close> = aio.default(), jobs.gate()
+      folder:put("a", data)
+      local file <close> = open("a", "r", { engine = "threads" })
+      local function close()
+        ctx:close()
+        error "the reason"
+      end
+      ctx:schedule(function()
+        jobs.until_ready(ctx) -- the job is done; it is told in the next turn
+        ctx:schedule(function() ctx:timer(close):arm(0) end)
+      end)
+      assert.error_matches(function()
+        if call == "pread" then file:pread(10, 0) else aio.work(jobs.same, 1) end
+      end, "the reason")
+      assert.equal(0, gate:count())
+    end
+  end)
+end)
