@@ -60,6 +60,7 @@ typedef struct LRuntime {
   LContext *spare, *made;    /* LContexts to be used again; all there are */
   AioVClock *vclock;
   struct LPaths *paths;      /* lpool.c */
+  size_t buffers, buffers_limit; /* lbuffer.c: bytes that buffers hold, and with how many their garbage is collected */
 } LRuntime;
 
 /* A place in the anchor table: its owner, or the next free place. */
@@ -336,6 +337,7 @@ typedef struct LBlock {
   bool busy;      /* the kernel has it */
   bool waited;    /* and somebody waits for what it does with it */
   bool lost;      /* it was read into, and nobody has seen how far */
+  size_t *account; /* where its bytes are counted; NULL: nowhere */
 } LBlock;
 
 typedef struct LBuffer {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Blocks: the memory of buffers, and of what the kernel or another state works on meanwhile.
  *
- * Threads  counted from any.
+ * Threads  counted from any; one that has an account is freed where its state runs.
  * Owner    everybody who counts it; the last one frees. */
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -10,6 +10,7 @@
 
 void aioL_block_unref(LBlock *block) {
   if (!block || atomic_fetch_sub_explicit(&block->refs, 1, memory_order_acq_rel) != 1) return;
+  if (block->account) *block->account -= block->cap;
   free(block->data);
   free(block);
 }

@@ -13,11 +13,31 @@
 /*** Buffers.
 @module aioloop.buffer */
 
+enum { LIMIT_MIN = 16 << 20 };
+
+/* Lua sees a few bytes only of what a buffer holds: when that has doubled it is time to look for garbage. */
+static LBlock *counted_block(lua_State *L, size_t cap) { /* [-0, +0, -] NULL: no memory */
+  LRuntime *rt = aioL_runtime(L);
+  LBlock *block = aioL_block_new(cap);
+  if (!block) return NULL;
+  block->account = &rt->buffers;
+  rt->buffers += cap;
+  return block;
+}
+
+static void collect_garbage(lua_State *L) { /* [-0, +0, -] runs finalisers */
+  LRuntime *rt = aioL_runtime(L);
+  if (rt->buffers <= LIMIT_MIN || rt->buffers <= rt->buffers_limit) return;
+  rt->buffers_limit = SIZE_MAX; /* what finalisers make is not collected in the middle of this */
+  lua_gc(L, LUA_GCCOLLECT);
+  rt->buffers_limit = 2 * rt->buffers;
+}
+
 /* [-0, +0, e] What is left of a wait that was given up is the kernel's. */
 static void let_go(lua_State *L, LBuffer *b) {
   LBlock *old = b->block;
   if (!old || (!old->busy && !old->lost)) return;
-  b->block = old->lost ? NULL : aioL_block_new(b->cap);
+  b->block = old->lost ? NULL : counted_block(L, b->cap);
   if (old->lost)
     b->len = 0;
   else if (b->block)
@@ -40,7 +60,7 @@ void aioL_buffer_filled(LBuffer *b, LBlock *block, size_t len) {
 }
 
 LBlock *aioL_buffer_block(lua_State *L, LBuffer *b) {
-  if (!b->block) b->block = aioL_block_new(b->cap);
+  if (!b->block) b->block = counted_block(L, b->cap);
   if (!b->block) luaL_error(L, "not enough memory");
   return b->block;
 }
@@ -77,7 +97,7 @@ static int mod_buffer(lua_State *L) {
   *b = (LBuffer){.cap = (size_t)n};
   aioL_set_class(L, aioL_runtime(L), L_BUFFER);
   aioL_buffer_block(L, b);
-  if (n >= 1 << 16) lua_gc(L, LUA_GCSTEP, (int)(n >> 10 < INT32_MAX ? n >> 10 : INT32_MAX)); /* it sees a few bytes only */
+  collect_garbage(L);
   return 1;
 }
 

@@ -252,7 +252,12 @@ static void put_buffer(lua_State *L, LPacking *k) {
 static void move_buffers(lua_State *L, const LPacking *k) { /* [-0, +0, -] */
   for (uint32_t i = 1; k->p->blocks && i <= k->p->objects; i++) {
     LBuffer *b = lua_rawgeti(L, k->order, i) == LUA_TUSERDATA ? lua_touserdata(L, -1) : NULL;
-    if (b) aioL_block_unref(b->block), b->block = NULL, b->len = 0;
+    if (b && b->block) {
+      if (b->block->account) *b->block->account -= b->block->cap;
+      b->block->account = NULL; /* it is nobody's until it has arrived */
+      aioL_block_unref(b->block);
+    }
+    if (b) b->block = NULL, b->len = 0;
     lua_pop(L, 1);
   }
 }
