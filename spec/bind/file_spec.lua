@@ -2,6 +2,7 @@
 --- Files: the same with every engine, wherever one waits; given up, closed and cut short in every state; system calls.
 
 local aio = require "aioloop"
+local child = require "spec.support.child"
 local drivers = require "spec.support.drivers"
 local fds = require "fds"
 local files = require "spec.support.files"
@@ -50,10 +51,11 @@ describe("a file", function()
       end,
       function(fn, ...) ctx:run(aio.wrap(fn), ...) end,
     }
+    local folders = folder:folders(#files.scenarios * #ways)
     for n, scenario in ipairs(files.scenarios) do
       for i, way in ipairs(ways) do
         local engine = files.engines[(n + i) % #files.engines + 1]
-        way(files.run, scenario, ctx, folder:sub(("%d.%d"):format(n, i)), engine.options)
+        way(files.run, scenario, ctx, table.remove(folders), engine.options)
       end
     end
     assert.equal(0, ctx:stats().live)
@@ -74,8 +76,8 @@ describe("a file", function()
   it("has a path without zero bytes, a known mode and known options", function()
     local path = folder:path "none"
     for _, bad in ipairs {
-      {}, { {} }, { "a\0b" }, { path, 1 }, { path, "" }, { path, "x" }, { path, "rx" }, { path, "r++" }, { path, "w\0" },
-      { path, "r", 1 }, { path, "w", { engine = "aio" } }, { path, "w", { engine = 1 } },
+      {}, { {} }, { "a\0b" }, { path, 1 }, { path, "" }, { path, "x" }, { path, "rx" }, { path, "r++" },
+      { path, "w\0" }, { path, "r", 1 }, { path, "w", { engine = "aio" } }, { path, "w", { engine = 1 } },
       { path, "w", { perm = -1 } }, { path, "w", { perm = "x" } }, { path, "w", { perm = 1.5 } },
     } do
       assert.error(function() aio.open(table.unpack(bad, 1, 3)) end)
@@ -468,4 +470,151 @@ describe("what a file is doing", function()
       assert.equal(0, gate:count())
     end
   end)
+end)
+
+-- ---- system calls ------------------------------------------------------------------------------------------
+
+-- Which engine works for a file that asks for this one, here.
+local function granted(ctx, options)
+  return ctx:run(function()
+    local file <close> = open("granted", "w", options)
+    return file:engine()
+  end)
+end
+
+describe("the requests of a file", function()
+  it("are done by the engine that it names, and counted", function()
+    for _, engine in ipairs(engines) do
+      local ctx <close> = aio.context()
+      local name = granted(ctx, engine.options)
+      if not engine.options.direct then assert.is_true(name == engine.name or name == "threads", name) end
+      assert.same({ io_uring = 0, ["linux-aio"] = 0, threads = 1, inline = 0 }, ctx:stats().files)
+      ctx:run(function()
+        local file <close> = open("a", "w+", engine.options)
+        for i = 0, 9 do assert.equal(4096, file:pwrite(("x"):rep(4096), i * 4096)) end
+      end)
+      local done = ctx:stats().files
+      done.threads = done.threads - 2
+      -- Those of Linux AIO go past the page cache; what cannot is done by threads.
+      local expected = { io_uring = 0, ["linux-aio"] = 0, threads = 0, inline = 0 }
+      local actual = name == "linux-aio" and done.threads == 10 and "threads" or name
+      expected[actual] = 10
+      if name ~= "linux-aio" or actual == "linux-aio" then assert.same(expected, done) end
+    end
+  end)
+
+  it("are done at once where the page cache has it, so much in a turn", function()
+    local ctx <close> = aio.context()
+    ctx:run(function()
+      local file <close> = open("a", "w+")
+      file:write(("x"):rep(1 << 20))
+      file:pread(1 << 20, 0)
+      local before = ctx:stats()
+      file:pread(10, 0)
+      if ctx:stats().files.inline == before.files.inline then return end -- not on this file system
+      aio.yield()
+      before = ctx:stats()
+      for _ = 1, 1000 do file:pread(1000, 0) end
+      local after = ctx:stats()
+      assert.is_true(after.polls > before.polls) -- others had their turns
+      assert.is_true(after.files.inline > before.files.inline + 900)
+    end)
+  end)
+
+  for _, name in ipairs { "io_uring", "linux-aio" } do
+    it(("of one turn are one submission to %s"):format(name), function()
+      local ctx <close> = aio.context()
+      local options = { engine = name, direct = true }
+      if granted(ctx, options) ~= name then return pending("not granted here") end
+      ctx:run(function()
+        local file <close> = open("a", "w+", options)
+        file:write(("x"):rep(4096 * 20))
+        local buffers, group = {}, aio.group()
+        for i = 1, 20 do buffers[i] = aio.buffer(4096) end
+        local before = ctx:stats()
+        for i = 1, 20 do group:spawn(file.pread, file, buffers[i], (i - 1) * 4096) end
+        group:wait()
+        local after = ctx:stats()
+        assert.equal(20, after.files[name] - before.files[name])
+        assert.equal(1, after.submits - before.submits)
+      end)
+    end)
+
+    it(("are more than fit into the queue of %s"):format(name), function()
+      local ctx <close> = aio.context { ring_entries = 8, aio_batch = 4 }
+      local options = { engine = name, direct = true }
+      if granted(ctx, options) ~= name then return pending("not granted here") end
+      local block = files.bytes(4096)
+      ctx:run(function()
+        local file <close> = open("a", "w+", options)
+        local group = aio.group()
+        for i = 0, 999 do
+          group:spawn(function() assert(file:pwrite(aio.buffer(4096):set(block), i * 4096) == 4096) end)
+        end
+        group:wait()
+        local done = ctx:stats()
+        assert.is_true(done.files[name] >= 1000)
+        assert.is_true(done.submits >= 60 and done.submits <= 1000, done.submits .. " submissions")
+      end)
+      assert.is_true(folder:get "a" == block:rep(1000))
+    end)
+  end
+
+  it("may be so many at a time as the options say, and no others", function()
+    for _, name in ipairs { "ring_entries", "aio_batch" } do
+      for _, bad in ipairs { 0, -1, 1.5, 5000, "8", {}, 0 / 0, math.huge } do
+        assert.error_matches(function() aio.context { [name] = bad } end, name .. " must be an integer from 1 to %d+")
+      end
+    end
+    aio.context { ring_entries = 4096, aio_batch = 256 }:close()
+  end)
+end)
+
+-- ---- refusals ----------------------------------------------------------------------------------------------
+
+-- Whoever runs this may be refused some of it already.
+describe("where the system refuses", function()
+  local ctx = aio.context()
+  local path = os.tmpname()
+  local function can(engine)
+    local file <close> = assert(ctx:run(aio.open, path, "w", { engine = engine }))
+    return file:engine() == engine
+  end
+  local all = can "io_uring" and can "linux-aio"
+  ctx:close()
+  os.remove(path)
+
+  for _, case in ipairs {
+    { "io_uring", { io_uring_setup = "EPERM" }, uring = "threads", direct = "linux-aio" },
+    { "the kernel's knowledge of io_uring", { io_uring_setup = "ENOSYS" }, uring = "threads", direct = "linux-aio" },
+    { "memory for a ring", { io_uring_setup = "ENOMEM" }, uring = "threads", direct = "linux-aio" },
+    { "io_uring, once there is a ring", { io_uring_enter = "EPERM" }, uring = "threads", direct = "linux-aio" },
+    { "io_uring, again and again", { io_uring_enter = "EAGAIN" }, uring = "threads", direct = "linux-aio" },
+    { "io_uring, and room for Linux AIO", { io_uring_setup = "EPERM", io_setup = "EAGAIN" } },
+    { "both", { io_uring_setup = "ENOSYS", io_setup = "ENOSYS" } },
+    { "both, once they are there", { io_uring_enter = "ENOSYS", io_submit = "EPERM" } },
+    { "threads", { clone = "EAGAIN", clone3 = "EAGAIN" }, uring = "io_uring", laio = "linux-aio",
+      done = "inline io_uring" },
+    { "everything", { io_uring_setup = "EPERM", io_setup = "EAGAIN", clone = "EAGAIN", clone3 = "EAGAIN" },
+      done = "inline" },
+    { "to look into the page cache", { preadv2 = "EPERM", pwritev2 = "EPERM" }, uring = "io_uring", laio = "linux-aio",
+      done = "io_uring threads" },
+  } do
+    it(case[1] .. ", another engine does all that files do", function()
+      if not all then return pending("refused already") end
+      local calls = {}
+      for call, err in pairs(case[2]) do calls[#calls + 1] = ("%s = %q"):format(call, err) end
+      local it = child.run(("io.write(require('spec.support.refused').run(%q, { %s }))"):format(
+        folder:path "in", table.concat(calls, ", ")), 60)
+      assert.equal("", it.err)
+      assert.equal(0, it.code)
+      local uring, direct = case.uring or "threads", case.direct or case.uring or "threads"
+      local laio = case.laio or case.direct or "threads"
+      for _, line in ipairs { "auto is " .. uring, "io_uring is " .. uring, "linux%-aio is " .. laio:gsub("%-", "%%-"),
+        "threads is threads", "direct is " .. direct:gsub("%-", "%%-") } do
+        assert.matches(line .. ":", it.out)
+      end
+      if case.done then assert.matches("auto is [%w_]+: " .. case.done .. "\n", it.out) end
+    end)
+  end
 end)
