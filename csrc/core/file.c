@@ -419,14 +419,15 @@ bool aio_file_try(AioContext *ctx, AioFileOp *op) {
   op->moved = 0;
   op->error = 0;
   if (!*may || f->closed || f->fd < 0 || cost > ctx->inline_left || aio_context_closed(ctx)) return false;
-  if (op->offset < 0 || op->offset > INT64_MAX - (int64_t)op->len) return false; /* EINVAL, which would be taken for what it says below */
+  if (op->offset < 0 || op->offset > INT64_MAX - (int64_t)op->len) return false; /* EINVAL, which says nothing of the file */
   do {
     ssize_t n = transfer_now(op);
-    if (n < 0 && errno == EAGAIN) return false;
-    if (n < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL)) return *may = false; /* not on this file system */
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) op->error = -errno;
-    if (n <= 0) break;
+    if (n < 0) { /* EAGAIN: not in the cache. Else the file system, or a sandbox, knows no such thing; or the engine tells what */
+      *may = errno == EAGAIN;
+      return false;
+    }
+    if (n == 0) break;
     op->moved += (size_t)n;
   } while (op->moved < op->len);
   if (op->kind == AIO_FILE_WRITE && op->moved < op->len) return false; /* the engine tells why, and how far it came */
