@@ -323,13 +323,14 @@ static void release(AioFileOp *op) {
   list_unlink(&op->live);
   op->ctx->files->nlive--;
   if (--f->ops == 0 && f->closed) close_fds(f);
-  aio_file_unref(f);
 }
 
 static void finish(AioFileOp *op) {
+  AioFile *f = op->file;
   op->ctx->stats.file_ops[op->engine]++;
   release(op);
-  op->done(op->opaque);
+  op->done(op->opaque); /* may look at the file, though nobody else holds it */
+  aio_file_unref(f);
 }
 
 /* A direct leg that ends off the grid has come to the end of the file. */
@@ -445,7 +446,11 @@ void aio__files_stop(AioContext *ctx) {
   if (!fs) return;
   for (int e = 0; e < AIO_ENGINES; e++)
     if (fs->engines[e].self) engine_ops[e]->stop(fs->engines[e].self);
-  while (!list_empty(&fs->live)) release(container_of(fs->live.next, AioFileOp, live));
+  while (!list_empty(&fs->live)) {
+    AioFileOp *op = container_of(fs->live.next, AioFileOp, live);
+    release(op);
+    aio_file_unref(op->file);
+  }
 }
 
 void aio__files_free(AioContext *ctx) {
