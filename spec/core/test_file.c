@@ -36,7 +36,7 @@ static struct {
   int init, enter, setup, submit; /* errno of io_uring_queue_init_params, io_uring_submit, io_setup, io_submit */
   int enters, submits;            /* so many of them fail; 0: all */
   unsigned takes;                 /* io_uring_submit hands over so many at a time; 0: all */
-  size_t shorten;                 /* what is asked of the kernel at once; 0: all */
+  atomic_size_t shorten;          /* what is asked of the kernel at once; 0: all */
   bool unaligned;                 /* O_DIRECT wants more than our grid */
 } refuse;
 
@@ -101,6 +101,11 @@ static bool wants_more(int fd) {
   return true;
 }
 
+static size_t at_most(size_t n) {
+  size_t most = atomic_load(&refuse.shorten);
+  return most && n > most ? most : n;
+}
+
 ssize_t __real_pread(int fd, void *buf, size_t n, off_t offset);
 ssize_t __wrap_pread(int fd, void *buf, size_t n, off_t offset);
 ssize_t __wrap_pread(int fd, void *buf, size_t n, off_t offset) {
@@ -108,7 +113,7 @@ ssize_t __wrap_pread(int fd, void *buf, size_t n, off_t offset) {
   if (gate_on && !pthread_equal(pthread_self(), main_thread)) sem_wait(&gate);
   if (wants_more(fd)) return errno = EINVAL, -1;
   if (pretend) return (ssize_t)n;
-  return __real_pread(fd, buf, refuse.shorten && n > refuse.shorten ? refuse.shorten : n, offset);
+  return __real_pread(fd, buf, at_most(n), offset);
 }
 
 ssize_t __real_pwrite(int fd, const void *buf, size_t n, off_t offset);
@@ -116,7 +121,7 @@ ssize_t __wrap_pwrite(int fd, const void *buf, size_t n, off_t offset);
 ssize_t __wrap_pwrite(int fd, const void *buf, size_t n, off_t offset) {
   if (wants_more(fd)) return errno = EINVAL, -1;
   if (pretend) return (ssize_t)n;
-  return __real_pwrite(fd, buf, refuse.shorten && n > refuse.shorten ? refuse.shorten : n, offset);
+  return __real_pwrite(fd, buf, at_most(n), offset);
 }
 
 static bool one_of(int *left) { /* 0: always; else so many times, then -1: no more */
@@ -141,7 +146,7 @@ static void shorten_all(struct io_uring *ring) {
   for (unsigned i = *ring->sq.khead; i != ring->sq.sqe_tail; i++) {
     struct io_uring_sqe *sqe = &ring->sq.sqes[i & ring->sq.ring_mask];
     bool moves = sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE;
-    if (moves && refuse.shorten && sqe->len > refuse.shorten) sqe->len = (unsigned)refuse.shorten;
+    if (moves) sqe->len = (unsigned)at_most(sqe->len);
   }
 }
 
@@ -182,8 +187,7 @@ static int my_submit(io_context_t io, long n, struct iocb **v) {
     if (wants_more(v[0]->aio_fildes)) return -EINVAL;
   }
   if (refuse.submit && one_of(&refuse.submits)) return -refuse.submit;
-  for (long i = 0; i < n; i++)
-    if (refuse.shorten && v[i]->u.c.nbytes > refuse.shorten) v[i]->u.c.nbytes = refuse.shorten;
+  for (long i = 0; i < n; i++) v[i]->u.c.nbytes = at_most(v[i]->u.c.nbytes);
   int (*io_submit_)(io_context_t, long, struct iocb **);
   *(void **)&io_submit_ = real_function("io_submit");
   return io_submit_(io, refuse.takes && n > refuse.takes ? refuse.takes : n, v);
@@ -993,17 +997,18 @@ static void cancelled_while_the_kernel_has_it(Loop *l) {
 
 static void all_cancelled(Loop *l, AioFile *f, int n, bool section) {
   Op *ops = calloc((size_t)n, sizeof *ops);
-  static char buf[8];
+  char *buf = calloc((size_t)n, 1);
   done_total = 0;
   if (section) aio_defer_begin(l->ctx);
   for (int i = 0; i < n; i++) {
-    ops[i] = moving(l, f, AIO_FILE_READ, buf, 1, 0);
+    ops[i] = moving(l, f, AIO_FILE_READ, buf + i, 1, 0);
     CHECK_EQ(submit(&ops[i]), 0);
   }
   for (int i = 0; i < n; i++) aio_file_cancel(&ops[i].op);
   if (section) aio_defer_end(l->ctx);
   RUN_UNTIL(l, done_total == n);
   for (int i = 0; i < n; i++) CHECK(ops[i].op.error == -ECANCELED || ops[i].op.moved == 1);
+  free(buf);
   free(ops);
 }
 
