@@ -29,7 +29,10 @@ end
 function refused.run(root, calls)
   local folders, lines = files.folder_at(root):folders(#files.engines * (#files.scenarios + 1)), {}
   for call, err in pairs(calls) do assert(seccomp.refuse(call, err)) end
-  for i, engine in ipairs(files.engines) do lines[i] = run_all(engine, folders) end
+  for _, engine in ipairs(files.engines) do
+    -- With "auto" it is io_uring as well, and threads are always there.
+    if engine.name ~= "auto" and engine.name ~= "threads" then lines[#lines + 1] = run_all(engine, folders) end
+  end
   return table.concat(lines, "\n")
 end
 
