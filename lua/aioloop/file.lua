@@ -13,9 +13,10 @@ local M, methods = core.files()
 -- @treturn function iterator
 function methods:lines(...)
   local read, formats = self.read, table.pack(...)
-  local function check(value, message, errno, ...)
-    if value == nil and message ~= "eof" and (errno or message == "closed") then error(message, 3) end
-    return value, message, errno, ...
+  local function check(...)
+    local value, message, errno = ...
+    if value == nil and (message == "closed" or math.type(errno) == "integer") then error(message, 3) end
+    return ...
   end
   return function() return check(read(self, table.unpack(formats, 1, formats.n))) end
 end
