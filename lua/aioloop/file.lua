@@ -7,11 +7,17 @@ local core = require "aioloop.core"
 
 local M, methods = core.files()
 
+local function bad_argument(n, name, expected, value)
+  local got = core.type(value) or type(value)
+  error(("bad argument #%d to '%s' (%s expected, got %s)"):format(n, name, expected, got), 3)
+end
+
 --- Iterates over the lines of a file, from its position on, as io.lines does; an error is raised.
 -- @function file:lines
 -- @tparam[opt="l"] string|integer ... formats, as for `read`
 -- @treturn function iterator
 function methods:lines(...)
+  if core.type(self) ~= "file" then bad_argument(1, "lines", "aioloop.file", self) end
   local read, formats = self.read, table.pack(...)
   local function check(...)
     local value, message, errno = ...
@@ -39,7 +45,7 @@ end
 function M.writefile(path, data)
   local kind = core.type(data) or type(data)
   if kind ~= "string" and kind ~= "number" and kind ~= "buffer" then
-    error(("bad argument #2 to 'writefile' (string, number or buffer expected, got %s)"):format(kind), 2)
+    bad_argument(2, "writefile", "string, number or buffer", data)
   end
   local file <close>, message, errno = M.open(path, "w")
   if not file then return nil, message, errno end
