@@ -453,7 +453,9 @@ describe("what a file is doing", function()
 
   it("is over, and a callback closes its context and fails: that is raised, and nothing else happens", function()
     folder:put("a", data)
-    for _, call in ipairs { function(file) return file:pread(10, 0) end, function() return aio.work(jobs.same, 1) end } do
+    local function read(file) return file:pread(10, 0) end
+    local function work() return aio.work(jobs.same, 1) end
+    for _, call in ipairs { read, work } do
       local ok, err
       repeat -- it may be over a turn earlier, when there is nothing to raise yet
         local ctx = aio.default()

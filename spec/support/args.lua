@@ -11,6 +11,7 @@ local glib = require "aioloop.glib"
 local args = {}
 
 local pipe = require "fds".pipe()
+local quiet = aio.context() -- without a watchdog
 local WATCHDOG = 0.001
 local contexts = setmetatable({}, { __mode = "k" })
 local function nop() end
@@ -18,8 +19,8 @@ local function nop() end
 -- ---- what there is to call --------------------------------------------------------------------------------
 
 local kinds = {
-  "bh", "clock", "condition", "context", "event", "group", "mutex", "queue", "rwlock", "semaphore", "signal", "task",
-  "timer", "watch",
+  "bh", "buffer", "clock", "condition", "context", "event", "file", "group", "mutex", "queue", "rwlock", "semaphore",
+  "signal", "task", "timer", "watch",
 }
 
 local function new_context(opts)
@@ -45,6 +46,8 @@ local make = {
   semaphore = function() return aio.semaphore(0) end,
   event = function() return aio.event() end,
   queue = function() return aio.queue(1) end,
+  buffer = function() return aio.buffer(8) end,
+  file = function() return assert(quiet:run(aio.open, "/dev/null", "r+")) end,
 }
 
 local function methods_of(kind) return getmetatable(make[kind](new_context())) end
@@ -65,10 +68,20 @@ function args.names()
   return names
 end
 
-local function find(name)
+local makes_files = { ["aio.open"] = true, ["aio.writefile"] = true }
+
+local function in_folder(fn, folder)
+  return function(path, ...)
+    if type(path) == "string" or type(path) == "number" then path = folder:path(path) end
+    return fn(path, ...)
+  end
+end
+
+local function find(name, folder)
   local where, sep, what = name:match "^(%w+)([.:])([%w_]+)$"
   if sep == ":" then return methods_of(where)[what], where end
-  return (where == "aio" and aio or glib)[what]
+  local fn = (where == "aio" and aio or glib)[what]
+  return folder and in_folder(fn, folder) or fn
 end
 
 -- ---- what to call it with -----------------------------------------------------------------------------------
@@ -209,7 +222,8 @@ end
 
 --- Returns how many calls were made, which all came back.
 function args.try(name)
-  local fn, kind = find(name)
+  local folder <close> = makes_files[name] and require "spec.support.files".folder()
+  local fn, kind = find(name, folder)
   local n = 0
   aio.clock.virtual:autojump(false)
   -- Where it writes to.

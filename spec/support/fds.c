@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Raw fds for the specs: pipes, socket pairs, numbers that are closed and used again, and how many are open.
+ * Raw fds for the specs: pipes, socket pairs, numbers that are closed and used again, and how many are open; signals.
  *
  * Keep     all are non-blocking and close-on-exec; a refusal is nil, message, errno. */
 #include <dirent.h>
@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <lauxlib.h>
 #include <lua.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -97,10 +98,13 @@ static int fds_limit(lua_State *L) { /* raises the limit of open fds towards wha
   return 1;
 }
 
+/* A signal to this process. */
+static int fds_kill(lua_State *L) { return luaL_fileresult(L, kill(getpid(), (int)luaL_checkinteger(L, 1)) == 0, NULL); }
+
 __attribute__((visibility("default"))) int luaopen_fds(lua_State *L) {
   static const luaL_Reg functions[] = {{"pipe", fds_pipe}, {"socketpair", fds_socketpair}, {"read", fds_read},
     {"write", fds_write}, {"fill", fds_fill}, {"close", fds_close}, {"dup", fds_dup}, {"dup2", fds_dup2},
-    {"is_open", fds_is_open}, {"count", fds_count}, {"limit", fds_limit}, {NULL, NULL}};
+    {"is_open", fds_is_open}, {"count", fds_count}, {"limit", fds_limit}, {"kill", fds_kill}, {NULL, NULL}};
   luaL_newlib(L, functions);
   return 1;
 }

@@ -32,6 +32,7 @@ local assert = require "luassert"
 local aio = require "aioloop"
 local drivers = require "spec.support.drivers"
 local fds = require "fds"
+local jobs = require "spec.support.jobs"
 
 local yes = { n = 1, true }
 local values = { n = 3, 1, nil, 3 }
@@ -135,6 +136,79 @@ local function all_came_out(o)
   until item == nil
   assert.same(o.put, o.taken)
 end
+
+-- Takes turns until a task of its own has called fn: the hand cannot be suspended.
+local function now(o, fn, ...)
+  local task = o.ctx:spawn(fn, ...):keep()
+  while task:status() ~= "ended" and task:status() ~= "failed" do o.ctx:poll() end
+  return aio.await(task)
+end
+
+-- The pool has one thread, which is held at a gate; what else is asked of it waits behind that.
+local function hold_pool(o)
+  assert(o.ctx:set_threads(0, 1))
+  o.gate = jobs.gate()
+  o.ctx:spawn(aio.work, jobs.pass, o.gate.at)
+end
+
+local function open_gate(o) o.gate:open() end
+
+-- What has been given up is over too when a job that came later is.
+local function let_pool_go(o)
+  open_gate(o)
+  now(o, aio.work, jobs.same)
+  getmetatable(o.gate).__close(o.gate)
+  assert(o.ctx:set_threads(0, 64))
+end
+
+local function in_pool(row)
+  local new, clean = row.new, row.clean
+  function row.new(o)
+    if new then new(o) end
+    hold_pool(o)
+  end
+  function row.clean(o)
+    let_pool_go(o)
+    if clean then clean(o) end
+  end
+  row.free, row.unseen = open_gate, true
+  return row
+end
+
+local CONTENT = "line 1\nline 2\nline 3\nline 4\nline 5\nline 6\n"
+
+-- A file whose operations are done by the pool.
+local function on_file(row)
+  local clean = row.clean
+  function row.new(o)
+    o.path, o.got = os.tmpname(), 0
+    o.file = now(o, function()
+      assert(aio.writefile(o.path, CONTENT))
+      return assert(aio.open(o.path, "r+", { engine = "threads" }))
+    end)
+  end
+  function row.clean(o)
+    if clean then clean(o) end
+    o.file:close()
+    os.remove(o.path)
+  end
+  return in_pool(row)
+end
+
+local function is_next_line(o, results)
+  o.got = o.got + 1
+  assert.same({ n = 1, "line " .. o.got }, results)
+end
+
+local function next_line_is_left(o) assert.equal("line " .. o.got + 1, now(o, o.file.read, o.file)) end
+
+local function is_open_file(_, results)
+  assert.equal(1, results.n)
+  assert.matches("^aioloop.file %(open%)", tostring(results[1]))
+  results[1]:close()
+end
+
+local USR2 = 12
 
 return {
   { name = "sleep", wait = function(o) return aio.sleep(o.span) end, result = yes,
@@ -348,4 +422,56 @@ return {
       return result
     end,
     free = set_event },
+
+  in_pool { name = "work", result = values, shared = true,
+    wait = function() return aio.work(jobs.same, 1, nil, 3) end },
+
+  in_pool { name = "getaddrinfo", shared = true,
+    result = function(_, results)
+      assert.equal(1, results.n)
+      assert.equal(80, results[1][1].port)
+    end,
+    wait = function() return aio.getaddrinfo("localhost", 80) end },
+
+  on_file { name = "open", result = is_open_file, shared = true, wait = function(o) return aio.open(o.path) end },
+
+  on_file { name = "readfile", result = { n = 1, CONTENT }, shared = true,
+    wait = function(o) return aio.readfile(o.path) end },
+
+  on_file { name = "file:read", result = is_next_line, wait = function(o) return o.file:read() end,
+    clean = next_line_is_left },
+
+  on_file { name = "file:lines", result = is_next_line, wait = function(o) return o.file:lines()() end,
+    clean = next_line_is_left },
+
+  on_file { name = "file:write", wait = function(o) return o.file:write "LINE" end,
+    result = function(o, results) assert.same({ n = 1, o.file }, results) end,
+    -- What was given up had not begun, or it is done all the same.
+    clean = function(o) assert.matches("^LINE", now(o, o.file.pread, o.file, 100, 0)) end },
+
+  on_file { name = "file:pread", result = { n = 1, CONTENT }, shared = true,
+    wait = function(o) return o.file:pread(100, 0) end },
+
+  on_file { name = "file:pread into a buffer", result = { n = 1, #CONTENT }, shared = true,
+    wait = function(o) return o.file:pread(aio.buffer(100), 0) end },
+
+  on_file { name = "file:pwrite", result = { n = 1, 4 }, shared = true,
+    wait = function(o) return o.file:pwrite("LINE", 7) end,
+    clean = function(o) assert.equal("line 1\nLINE 2", now(o, o.file.pread, o.file, 13, 0)) end },
+
+  on_file { name = "file:sync", result = yes, shared = true, wait = function(o) return o.file:sync() end },
+
+  on_file { name = "file:datasync", result = yes, shared = true, wait = function(o) return o.file:datasync() end },
+
+  on_file { name = "file:truncate", result = yes, shared = true, wait = function(o) return o.file:truncate(6) end,
+    clean = function(o) assert.equal("line 1", now(o, o.file.pread, o.file, 100, 0)) end },
+
+  on_file { name = "file:stat", shared = true, wait = function(o) return o.file:stat() end,
+    result = function(_, results) assert.same({ 1, #CONTENT }, { results.n, results[1].size }) end },
+
+  { name = "wait_signal", result = yes, unseen = true, forgets = true,
+    new = function(o) o.handle = assert(o.ctx:signal(USR2, function() end)) end, -- it would be fatal else
+    wait = function() return aio.wait_signal(USR2) end,
+    free = function() assert(fds.kill(USR2)) end,
+    clean = function(o) o.handle:close() end },
 }
