@@ -23,8 +23,16 @@ local function settle(d, ctx)
   tasks.is_quiet(ctx)
 end
 
-before_each(function() folder = files.folder() end)
-after_each(function() getmetatable(folder).__close(folder) end)
+-- One for each, made together.
+local root, folders
+
+setup(function()
+  root = files.folder()
+  folders = root:folders(400)
+end)
+
+before_each(function() folder = table.remove(folders) end)
+teardown(function() getmetatable(root).__close(root) end)
 
 describe("a file", function()
   drivers.each(function(d)
@@ -51,11 +59,11 @@ describe("a file", function()
       end,
       function(fn, ...) ctx:run(aio.wrap(fn), ...) end,
     }
-    local folders = folder:folders(#files.scenarios * #ways)
+    local inside = folder:folders(#files.scenarios * #ways)
     for n, scenario in ipairs(files.scenarios) do
       for i, way in ipairs(ways) do
         local engine = files.engines[(n + i) % #files.engines + 1]
-        way(files.run, scenario, ctx, table.remove(folders), engine.options)
+        way(files.run, scenario, ctx, table.remove(inside), engine.options)
       end
     end
     assert.equal(0, ctx:stats().live)
@@ -552,13 +560,14 @@ describe("the requests of a file", function()
       local block = files.bytes(4096)
       ctx:run(function()
         local file <close> = open("a", "w+", options)
+        file:write(("x"):rep(4096 * 1000)) -- what makes a file longer is written one after the other
         local group = aio.group()
         for i = 0, 999 do
           group:spawn(function() assert(file:pwrite(aio.buffer(4096):set(block), i * 4096) == 4096) end)
         end
         group:wait()
         local done = ctx:stats()
-        assert.is_true(done.files[name] >= 1000)
+        assert.is_true(done.files[name] >= 1001)
         assert.is_true(done.submits >= 60 and done.submits <= 1000, done.submits .. " submissions")
       end)
       assert.is_true(folder:get "a" == block:rep(1000))
@@ -637,7 +646,7 @@ describe("a large file", function()
   -- One of those who copy it, each the next piece that nobody has begun.
   local function copy(from, to, at)
     local buffer = aio.buffer(piece)
-    while at.next < mib << 20 do
+    while at.next < at.size do
       local offset = at.next
       at.next = offset + piece
       assert(from:pread(buffer, offset) == piece)
@@ -645,10 +654,10 @@ describe("a large file", function()
     end
   end
 
-  local function copy_all(options)
+  local function copy_all(options, size)
     local from <close> = open("large", "r", options)
     local to <close> = open("copy", "w", options)
-    local group, at = aio.group(), { next = 0 }
+    local group, at = aio.group(), { next = 0, size = size }
     for _ = 1, 32 do group:spawn(copy, from, to, at) end
     group:wait()
   end
@@ -656,17 +665,15 @@ describe("a large file", function()
   it("copied by 32 tasks has the same sum, whoever does it #slow", function()
     local large, made = folder:path "large", folder:path "copy"
     assert(os.execute(("head -c %dM /dev/urandom >%s"):format(mib, large)))
-    local sum = sum_of("cat " .. large)
     for _, engine in ipairs(files.engines) do
       local ctx <close> = aio.context()
-      ctx:run(copy_all, engine.options)
+      local past_cache = engine.options.direct or engine.name == "linux-aio"
+      local size = (past_cache and mib // 4 or mib) << 20 -- a disk may be slow
+      ctx:run(copy_all, engine.options, size)
+      local sum = sum_of(("head -c %d %s"):format(size, large))
       assert.equal(sum, sum_of("cat " .. made), engine.name)
-      if engine.options.direct then
-        local direct = sum_of(("dd if=%s iflag=direct bs=1M status=none"):format(made))
-        if os.execute(("dd if=%s of=/dev/null iflag=direct bs=1M count=1 status=none 2>/dev/null"):format(made)) then
-          assert.equal(sum, direct)
-        end
-      end
+      local dd = ("dd if=%s iflag=direct bs=1M status=none"):format(made)
+      if past_cache and os.execute(dd .. " count=1 >/dev/null 2>&1") then assert.equal(sum, sum_of(dd)) end
       os.remove(made)
     end
   end)
