@@ -341,6 +341,11 @@ static int pack_values(lua_State *L) { /* values, LPacking */
   return 0;
 }
 
+static void let_go(LParcel *p) {
+  aioL_code_unref(p->code);
+  for (LBlock *b = p->blocks, *next; b; b = next) next = b->next, aioL_block_unref(b);
+}
+
 /* ---- the shortest way, for what most jobs take and return: a few values of no size ---- */
 
 typedef struct LSmall {
@@ -393,7 +398,7 @@ static LParcel *small_pack(lua_State *L, int first, LParcel *reuse) {
   for (int i = first; i <= top && fits; i++) fits = small_value(L, i, &s);
   LParcel *p = !fits ? NULL : reuse && reuse->room >= s.size ? reuse : malloc(sizeof *p + SMALL);
   if (!p) return aioL_code_unref(s.code), NULL;
-  if (p == reuse) aioL_code_unref(p->code);
+  if (p == reuse) let_go(p);
   *p = (LParcel){.room = p == reuse ? p->room : SMALL, .code = s.code, .size = s.size, .values = top - first + 1,
                  .simple = !s.code && !s.strings};
   memcpy(p->data, s.data, s.size);
@@ -440,8 +445,7 @@ bool aioL_parcel_is_simple(const LParcel *p) { return p->simple; }
 
 void aioL_parcel_free(LParcel *p) {
   if (!p) return;
-  aioL_code_unref(p->code);
-  for (LBlock *b = p->blocks, *next; b; b = next) next = b->next, aioL_block_unref(b);
+  let_go(p);
   free(p);
 }
 
