@@ -92,7 +92,7 @@ string.
 @treturn buffer empty */
 static int mod_buffer(lua_State *L) {
   lua_Integer n = luaL_checkinteger(L, 1);
-  luaL_argcheck(L, n >= 0 && n <= INT64_C(1) << 40, 1, "size out of range");
+  luaL_argcheck(L, n >= 0 && n <= INT64_C(1) << 38, 1, "size out of range");
   LBuffer *b = lua_newuserdatauv(L, sizeof *b, 0);
   *b = (LBuffer){.cap = (size_t)n};
   aioL_set_class(L, aioL_runtime(L), L_BUFFER);

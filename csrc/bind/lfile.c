@@ -191,7 +191,7 @@ static lua_Integer check_offset(lua_State *L, int idx) {
 
 static size_t check_count(lua_State *L, int idx) {
   lua_Integer n = luaL_checkinteger(L, idx);
-  luaL_argcheck(L, n >= 0 && n < INT64_C(1) << 46, idx, "number of bytes out of range");
+  luaL_argcheck(L, n >= 0 && n <= INT64_C(1) << 38, idx, "number of bytes out of range");
   return (size_t)n;
 }
 

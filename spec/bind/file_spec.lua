@@ -23,6 +23,9 @@ local function settle(d, ctx)
   tasks.is_quiet(ctx)
 end
 
+-- The leak checker needs a thread of its own, and stumbles over those of others where a state is not closed.
+local without_leaks = "ASAN_OPTIONS=exitcode=99:detect_leaks=0"
+
 -- One for each, made together.
 local root, folders
 
@@ -103,7 +106,8 @@ describe("a file", function()
     local file <close> = open("a", "w+")
     file:write "text"
     file:seek "set"
-    for _, bad in ipairs { { "x" }, { "" }, { "*" }, { -1 }, { 1.5 }, { {} }, { "l", "?" }, { 1 << 50 }, { 0 / 0 } } do
+    for _, bad in ipairs { { "x" }, { "" }, { "*" }, { -1 }, { 1.5 }, { {} }, { "l", "?" }, { 0 / 0 },
+      { (1 << 38) + 1 } } do
       assert.error(function() file:read(table.unpack(bad)) end)
     end
     for _, bad in ipairs { {}, { 1 }, { -1, 0 }, { 1, -1 }, { 1, 0.5 }, { "x", 0 }, { {}, 0 }, { io.stderr, 0 } } do
@@ -138,7 +142,7 @@ describe("a file", function()
     local file <close> = open("a", "w+")
     file:write(("x"):rep(100000))
     file:seek "set"
-    assert.equal(100000, #file:read(1 << 45))
+    assert.equal(100000, #file:read(1 << 38))
     local zeros <close> = assert(aio.open "/dev/zero")
     assert.equal(100, #zeros:read(100))
   end)
@@ -619,7 +623,7 @@ describe("where the system refuses", function()
       local calls = {}
       for call, err in pairs(case[2]) do calls[#calls + 1] = ("%s = %q"):format(call, err) end
       local it = child.run(("io.write(require('spec.support.refused').run(%q, { %s }))"):format(
-        folder:path "in", table.concat(calls, ", ")), 60)
+        folder:path "in", table.concat(calls, ", ")), 60, case[2].clone and without_leaks)
       assert.equal("", it.err)
       assert.equal(0, it.code)
       local uring, direct = case.uring or "threads", case.direct or case.uring or "threads"
@@ -723,7 +727,7 @@ describe("the end of a state with files at work", function()
       folder:put("a", ("a"):rep(1 << 20))
       for _, way in ipairs(ends) do
         local from = aio.now()
-        local it = child.run(work:format(folder:path "a", way[1], code), 20)
+        local it = child.run(work:format(folder:path "a", way[1], code), 20, way[2] == 4 and without_leaks)
         assert.equal(way[2], it.code, it.err)
         assert.equal("", it.out)
         assert.matches(way[1]:find "reason" and "the reason" or "^$", it.err)
