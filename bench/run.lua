@@ -37,7 +37,8 @@ local function environment()
   local path = os.getenv("LUA_PATH") or ("%s/../lua/?.lua;%s/../lua/?/init.lua;;"):format(here, here)
   local cpath = os.getenv("LUA_CPATH") or ("%s/../build/?.so;;"):format(here)
   return ("LUA_PATH=%s LUA_CPATH=%s BENCH_DATA=%s"):format(
-    quote(path:gsub(";;$", "") .. ";" .. here .. "/?.lua;;"), quote(here .. "/build/?.so;" .. cpath), quote(here .. "/build/data"))
+    quote(path:gsub(";;$", "") .. ";" .. here .. "/?.lua;;"), quote(here .. "/build/?.so;" .. cpath),
+    quote(here .. "/build/data"))
 end
 
 local function exists(path)

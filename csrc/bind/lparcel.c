@@ -236,7 +236,10 @@ static void put_function(lua_State *L, LPacking *k) {
 static void put_buffer(lua_State *L, LPacking *k) {
   LBuffer *b = luaL_testudata(L, -1, "aioloop.buffer");
   struct { LBlock *block; size_t cap, len; } v;
-  if (!b) refuse(L, k, "a userdata");
+  if (!b) {
+    refuse(L, k, "a userdata");
+    return;
+  }
   if (b->block && b->block->busy) refuse(L, k, "a buffer that is being read into or written from");
   if (put_ref(L, k)) return;
   v.block = b->block;
