@@ -31,11 +31,11 @@ typedef struct AioLink {
 typedef struct AioVClock AioVClock;
 
 typedef struct AioOptions {
-  const char *backend;  /* "auto", "epoll" or "poll"; NULL is "auto" */
+  const char *backend;  /* "auto", "epoll", "poll" or "io_uring" (Linux 6.1); NULL is "auto" */
   AioVClock *vclock;    /* clock behind AIO_CLOCK_VIRTUAL; NULL: timers on that clock are refused. Must outlive ctx */
   int64_t poll_max_ns;  /* adaptive polling, see aio_set_polling */
   int64_t poll_grow, poll_shrink;
-  unsigned ring_entries; /* of the submission queues for files; 0: 128 */
+  unsigned ring_entries; /* of io_uring's submission queues, for files and for backend io_uring; 0: 128 */
   unsigned laio_batch;   /* requests of Linux AIO that are handed over together, at most; 0: 32 */
   uint64_t shuffle;     /* not 0: for tests, what is ready at the same time runs in an order drawn from this seed */
 } AioOptions;
@@ -83,8 +83,10 @@ void aio_context_set_around(AioContext *ctx, AioAroundFn *around, void *opaque);
 /* ns until the next turn has something to do: 0 now, AIO_FOREVER never by itself. */
 int64_t aio_context_timeout(AioContext *ctx);
 /* One fd that is readable whenever a turn would find work, for embedding in another loop; -ENOTSUP for backend "poll".
- * An epoll that watches it must add it again when an fd was closed behind the loop's back while a duplicate lives: the
- * set is then built anew under the same number. poll and select need not care. */
+ * Who watches it by an epoll or an io_uring must add it again when what it stands for was made anew under the same
+ * number: by backend epoll when an fd was closed behind the loop's back while a duplicate lives, by backend io_uring when
+ * another thread polls the context. poll and select need not care. For a ring, epoll_wait in this very thread fails with
+ * EINTR before it returns. */
 int aio_context_pollfd(AioContext *ctx);
 /* True while something can still make a turn run: a pending BH or coroutine, an armed timer, a watch. */
 bool aio_context_can_wake(const AioContext *ctx);
@@ -199,8 +201,10 @@ typedef struct AioWatch {
 } AioWatch;
 
 /* Calls `ready` in every turn that finds fd ready in direction dir (read: IN, HUP or ERR; write: OUT, ERR, or HUP without
- * a reader). Level-triggered. The loop never closes fd. -EEXIST: the direction has a watch; -EPERM: an fd that cannot
- * be watched, such as a regular file; -EBADF, -ELOOP, -ENOMEM, -ENOSPC, -ESHUTDOWN. */
+ * a reader). Level-triggered. The loop never closes fd. With backend io_uring the kernel keeps the file of a watched fd
+ * open: a peer sees that fd was closed when the watch is closed too, at the end of that turn.
+ * -EEXIST: the direction has a watch; -EPERM: an fd that cannot be watched, such as a regular file; -EBADF, -ELOOP,
+ * -ENOMEM, -ENOSPC, -ESHUTDOWN. */
 int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque);
 void aio_watch_close(AioWatch *w);
 static inline bool aio_watch_is_open(const AioWatch *w) { return w->ctx != NULL; }

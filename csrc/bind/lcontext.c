@@ -293,9 +293,9 @@ static const char *string_field(lua_State *L, const char *name) { /* [-0, +1, e]
 
 /*** Makes a context.
 @function context
-@tparam[opt] table options name, backend ("auto", "epoll", "poll"), poll_max_ns, poll_grow, poll_shrink,
+@tparam[opt] table options name, backend ("auto", "epoll", "poll", "io_uring"), poll_max_ns, poll_grow, poll_shrink,
   shuffle (for tests: what is ready at the same time runs in an order drawn from this number),
-  ring_entries (128: of the queue through which files ask io_uring), aio_batch (32, at most 256: requests that Linux AIO is
+  ring_entries (128: of the queues through which files and backend "io_uring" ask the kernel), aio_batch (32, at most 256: requests that Linux AIO is
   handed together),
   clock ("monotonic" or "virtual": what its sleeps, timeouts and timers run on unless they name another)
 @treturn context or nil, message, errno */
@@ -321,7 +321,6 @@ static int mod_context(lua_State *L) {
   bool known = !opts.backend;
   for (size_t i = 0; opts.backend && i < sizeof backends / sizeof *backends; i++) known |= !strcmp(opts.backend, backends[i]);
   if (!known) luaL_error(L, "unknown backend '%s' (auto, epoll, poll or io_uring)", opts.backend);
-  if (opts.backend && !strcmp(opts.backend, "io_uring")) return aioL_fail(L, -ENOSYS);
   if (string_field(L, "clock")) aioL_check_clock(L, -1, &clock);
   int rc = new_context(L, rt, &opts, clock);
   if (rc < 0) return aioL_fail(L, rc);

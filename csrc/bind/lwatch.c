@@ -140,7 +140,8 @@ static int fail(lua_State *L, int fd, int rc) {
   aioL_fail(L, rc);
   if (rc == -EPERM) lua_pushfstring(L, "fd %d cannot be watched (a regular file is always ready)", fd), lua_replace(L, -3);
   if (rc == -ELOOP || rc == -EINVAL)
-    lua_pushfstring(L, "fd %d cannot be watched: the kernel's limit of nested epolls (about 5) is reached", fd), lua_replace(L, -3);
+    lua_pushfstring(L, "fd %d cannot be watched: a loop inside itself, or beyond the kernel's limit of nested epolls (about 5)",
+                    fd), lua_replace(L, -3);
   return 3;
 }
 

@@ -46,6 +46,11 @@ static void lose_both(AioContext *ctx, AioFdEntry *e) {
   lose(ctx, e, AIO_WRITE);
 }
 
+/* A backend that holds files open must not wait until it has something to tell of them. */
+static void let_go(AioContext *ctx, int fd) {
+  if (ctx->mon->holds) ctx->mon->update(ctx, fd, wanted(&ctx->fds[fd]), false);
+}
+
 static int grow_table(AioContext *ctx, int fd) {
   uint32_t old = ctx->nfds;
   int rc = aio__grow((void **)&ctx->fds, &ctx->nfds, (uint32_t)fd + 1, sizeof *ctx->fds);
@@ -85,14 +90,17 @@ static void detach(AioWatch *w) {
 }
 
 void aio_watch_close(AioWatch *w) {
-  if (!w->ctx) return;
-  AioFdEntry *e = &w->ctx->fds[w->fd];
-  if (e->w[w->dir] == w) {
+  AioContext *ctx = w->ctx;
+  if (!ctx) return;
+  AioFdEntry *e = &ctx->fds[w->fd];
+  bool registered = e->w[w->dir] == w;
+  if (registered) {
     e->w[w->dir] = NULL;
     e->busy &= (uint8_t) ~(1 << w->dir);
     e->masked &= (uint8_t) ~(1 << w->dir);
   }
   detach(w);
+  if (registered) let_go(ctx, w->fd);
 }
 
 /* ---- what a turn does with them ---- */
@@ -123,9 +131,10 @@ bool aio__fd_found(AioContext *ctx, int fd, unsigned revents) {
 int aio__fds_wait(AioContext *ctx, int64_t timeout_ns) {
   ctx->stats.asks++;
   ctx->skipped = 0;
-  int n = ctx->mon->wait(ctx, timeout_ns);
-  return n < 0 ? 0 : n; /* EINTR and its like: the turn goes on and the next one asks again */
+  return ctx->mon->wait(ctx, timeout_ns);
 }
+
+bool aio__fds_settle(AioContext *ctx) { return !ctx->mon->settle || ctx->mon->settle(ctx); }
 
 static int put_fd(struct pollfd *v, int n, int fd, unsigned events) {
   v[n] = (struct pollfd){.fd = fd, .events = (short)((events & AIO_IN ? POLLIN : 0) | (events & AIO_OUT ? POLLOUT : 0))};
@@ -152,7 +161,10 @@ void aio__fds_sweep(AioContext *ctx) {
   struct pollfd *v = ctx->pollfds;
   if (n <= 0 || poll(v, (nfds_t)n, 0) <= 0) return;
   for (int i = 0; i < n; i++)
-    if (v[i].revents & POLLNVAL) lose_both(ctx, &ctx->fds[v[i].fd]);
+    if (v[i].revents & POLLNVAL) {
+      lose_both(ctx, &ctx->fds[v[i].fd]);
+      let_go(ctx, v[i].fd);
+    }
 }
 
 /* The handler has returned, and its watch may be gone. */

@@ -19,20 +19,20 @@ enum { BATCH = 256, BATCHES_PER_LOOK = 4 }; /* so often what is found is looked 
 
 static int ctl(AioContext *ctx, int op, int fd, unsigned events, uint64_t data) {
   struct epoll_event ev = {.events = (events & AIO_IN ? EPOLLIN : 0u) | (events & AIO_OUT ? EPOLLOUT : 0u), .data.u64 = data};
-  return epoll_ctl(ctx->epfd, op, fd, &ev) < 0 ? -errno : 0;
+  return epoll_ctl(ctx->pollfd, op, fd, &ev) < 0 ? -errno : 0;
 }
 
 static uint64_t data_of(int fd, uint32_t gen) { return (uint64_t)gen << 32 | (uint32_t)fd; }
 
 static int init(AioContext *ctx) {
-  ctx->epfd = epoll_create1(EPOLL_CLOEXEC);
-  if (ctx->epfd < 0) return -errno;
+  ctx->pollfd = epoll_create1(EPOLL_CLOEXEC);
+  if (ctx->pollfd < 0) return -errno;
   int rc = ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA);
-  if (rc < 0) close(ctx->epfd);
+  if (rc < 0) close(ctx->pollfd);
   return rc;
 }
 
-static void fini(AioContext *ctx) { close(ctx->epfd); }
+static void fini(AioContext *ctx) { close(ctx->pollfd); }
 
 static int add(AioContext *ctx, int fd, AioFdEntry *e, unsigned events) {
   int rc = ctl(ctx, EPOLL_CTL_ADD, fd, events, data_of(fd, e->gen + 1));
@@ -66,7 +66,7 @@ static void rebuild(AioContext *ctx) {
   int fresh = epoll_create1(EPOLL_CLOEXEC);
   if (fresh < 0) return; /* the next stale event tries again */
   ctx->rebuild = false;
-  dup3(fresh, ctx->epfd, O_CLOEXEC); /* under the old number, which others may hold */
+  dup3(fresh, ctx->pollfd, O_CLOEXEC); /* under the old number, which others may hold */
   close(fresh);
   ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA);
   for (uint32_t fd = 0; fd < ctx->nfds; fd++) {
@@ -81,18 +81,18 @@ static void rebuild(AioContext *ctx) {
 static bool lacks_pwait2;
 
 static int wait_ns(AioContext *ctx, struct epoll_event *ev, int64_t ns) {
-  if (ns == 0) return epoll_wait(ctx->epfd, ev, BATCH, 0);
-  if (ns == AIO_FOREVER) return epoll_wait(ctx->epfd, ev, BATCH, -1);
+  if (ns == 0) return epoll_wait(ctx->pollfd, ev, BATCH, 0);
+  if (ns == AIO_FOREVER) return epoll_wait(ctx->pollfd, ev, BATCH, -1);
 #ifdef SYS_epoll_pwait2
   if (!lacks_pwait2 && ns % 1000000) {
     struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
-    int n = (int)syscall(SYS_epoll_pwait2, ctx->epfd, ev, BATCH, &ts, NULL, 0);
+    int n = (int)syscall(SYS_epoll_pwait2, ctx->pollfd, ev, BATCH, &ts, NULL, 0);
     if (n >= 0 || (errno != ENOSYS && errno != EPERM)) return n;
     lacks_pwait2 = true; /* an old kernel, or a sandbox that knows no better */
   }
 #endif
   int64_t ms = ns / 1000000 + (ns % 1000000 != 0);
-  return epoll_wait(ctx->epfd, ev, BATCH, ms > INT32_MAX ? INT32_MAX : (int)ms);
+  return epoll_wait(ctx->pollfd, ev, BATCH, ms > INT32_MAX ? INT32_MAX : (int)ms);
 }
 
 static unsigned revents_of(uint32_t events) {

@@ -11,7 +11,7 @@
 #include "internal.h"
 
 static int init(AioContext *ctx) {
-  ctx->epfd = -1;
+  ctx->pollfd = -1;
   return aio__grow(&ctx->pollfds, &ctx->pollfds_cap, 16, sizeof(struct pollfd));
 }
 

@@ -35,14 +35,17 @@ typedef struct AioFdEntry {
 typedef struct AioFdMon {
   const char *name;
   bool blind;                                /* does not report fds that were closed while registered */
+  bool holds;                                /* keeps a registered fd's file open: to be told when nobody wants it */
   int (*init)(AioContext *ctx);
   void (*fini)(AioContext *ctx);
   /* Brings the kernel's idea of fd to `events` (0: none). `verify`: the number may have been reused since. */
   int (*update)(AioContext *ctx, int fd, unsigned events, bool verify);
   int (*wait)(AioContext *ctx, int64_t timeout_ns); /* number of fds found, or -errno */
+  bool (*settle)(AioContext *ctx); /* or NULL: tells the kernel what must not wait for the next wait; false: it cannot now */
+  bool (*peek)(AioContext *ctx);   /* or NULL: memory alone: may `wait` find something? */
 } AioFdMon;
 
-extern const AioFdMon aio__fdmon_poll, aio__fdmon_epoll;
+extern const AioFdMon aio__fdmon_poll, aio__fdmon_epoll, aio__fdmon_uring;
 
 typedef struct AioHeapNode {
   int64_t deadline;
@@ -109,11 +112,12 @@ struct AioContext {
   unsigned skipped;              /* turns since the kernel was asked */
   bool sweep_due;                /* others' code ran since closed fds were looked for */
   unsigned since_sweep;
-  int epfd;
+  int pollfd;                    /* of the backend, readable when it has something to tell; -1: it has none */
   bool rebuild;                  /* epoll: a registration has outlived its fd */
   unsigned batches;              /* epoll: waits that found something */
   void *pollfds;                 /* poll, sweep: struct pollfd[] */
   uint32_t pollfds_cap;
+  struct AioFdRing *fdring;      /* io_uring */
 
   /* polling.c */
   _Atomic(int64_t) poll_max, poll_grow, poll_shrink; /* any */
@@ -175,7 +179,8 @@ int64_t aio__vclock_timeout(const AioVClock *vc, int64_t deadline);
 
 /* fd.c */
 bool aio__fd_found(AioContext *ctx, int fd, unsigned revents); /* false: nobody is interested */
-int aio__fds_wait(AioContext *ctx, int64_t timeout_ns);        /* asks the backend, forgives EINTR */
+int aio__fds_wait(AioContext *ctx, int64_t timeout_ns);        /* asks the backend; EINTR ends the wait, no more */
+bool aio__fds_settle(AioContext *ctx);                         /* before others may sleep; false: they may be deaf */
 void aio__fds_sweep(AioContext *ctx);                          /* finds fds closed behind our back */
 bool aio__fds_run(AioContext *ctx);
 void aio__fds_drop(AioContext *ctx);

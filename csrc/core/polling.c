@@ -25,17 +25,22 @@ int aio_set_polling(AioContext *ctx, int64_t max_ns, int64_t grow, int64_t shrin
   return 0;
 }
 
+static bool ask(AioContext *ctx) { return aio__fds_wait(ctx, 0) > 0 || ctx->notifier_fired; }
+
 /* A test may close the context: then there is nothing to sleep on any more. */
-static bool look(AioContext *ctx) { return aio__work_seen(ctx) || aio__fds_test(ctx) || aio_context_closed(ctx); }
+static bool look(AioContext *ctx) {
+  if (aio__work_seen(ctx) || aio__fds_test(ctx) || aio_context_closed(ctx)) return true;
+  return ctx->nwatches && ctx->mon->peek && ctx->mon->peek(ctx) && ask(ctx);
+}
 
 bool aio__spin(AioContext *ctx, int64_t timeout_ns) {
   int64_t now = aio_clock_now(AIO_CLOCK_MONOTONIC);
   int64_t span = aio__earlier(atomic_load_explicit(&ctx->poll_ns, memory_order_relaxed), timeout_ns);
-  bool has_fds = ctx->nwatches > 0;
+  bool must_ask = ctx->nwatches && !ctx->mon->peek;
   for (int64_t end = now + span; now < end; now = aio_clock_now(AIO_CLOCK_MONOTONIC)) {
     for (int i = 0; i < LOOKS_PER_ASK; i++)
       if (look(ctx)) return true;
-    if (has_fds && (aio__fds_wait(ctx, 0) > 0 || ctx->notifier_fired)) return true;
+    if (must_ask && ask(ctx)) return true;
   }
   return look(ctx);
 }

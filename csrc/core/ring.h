@@ -17,7 +17,7 @@
 
 #define AIO_URING_FUNCTIONS(X)                                                        \
   X(io_uring_queue_init_params) X(io_uring_queue_exit) X(io_uring_submit)              \
-  X(io_uring_submit_and_wait_timeout) X(io_uring_get_events)
+  X(io_uring_submit_and_wait_timeout) X(io_uring_get_events) X(io_uring_submit_and_get_events)
 
 typedef struct AioUring {
 #define X(name) __typeof__(&name) name;

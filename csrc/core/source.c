@@ -60,7 +60,7 @@ struct AioSource {
   AioContext *ctx;  /* NULL: the context was closed */
   bool asked;       /* check has asked for fds; GLib leaves it out when prepare said ready */
   int64_t sweep_at; /* when to look for closed fds, monotonic ns; 0: not planned */
-  Polled *polled, *fresh; /* what GLib polls for us: the notifier (or the epoll fd), then by fd; room for the next list */
+  Polled *polled, *fresh; /* what GLib polls for us: the notifier (or the backend's one fd), then by fd; room for the next list */
   uint32_t npolled, polled_cap, fresh_cap;
 };
 
@@ -87,13 +87,14 @@ static void merge_fds(AioSource *s, const struct pollfd *v, uint32_t n) {
   while (old < s->npolled) forget_fd(s, &s->polled[old++]);
 }
 
-/* Backend epoll is one fd for good; backend poll is one for each fd, compared with the last list before every sleep. */
+/* Backends epoll and io_uring are one fd for good; backend poll is one for each fd, compared with the last list before
+ * every sleep. */
 static bool tell_fds(AioSource *s) {
   AioContext *ctx = s->ctx;
-  const struct pollfd epoll = {.fd = ctx->epfd, .events = POLLIN};
-  int n = ctx->epfd >= 0 ? 1 : aio__pollfds_fill(ctx, true);
+  const struct pollfd one = {.fd = ctx->pollfd, .events = POLLIN};
+  int n = ctx->pollfd >= 0 ? 1 : aio__pollfds_fill(ctx, true);
   if (n < 0 || aio__grow((void **)&s->fresh, &s->fresh_cap, (uint32_t)n, sizeof *s->fresh) < 0) return false;
-  merge_fds(s, ctx->epfd >= 0 ? &epoll : ctx->pollfds, (uint32_t)n);
+  merge_fds(s, ctx->pollfd >= 0 ? &one : ctx->pollfds, (uint32_t)n);
   Polled *polled = s->polled;
   uint32_t cap = s->polled_cap;
   s->polled = s->fresh;
@@ -135,7 +136,7 @@ static gboolean prepare(GSource *base, gint *timeout_ms) {
   of(base)->asked = false;
   if (aio__defer_pending(ctx)) aio__defer_run(ctx); /* an iteration inside of a section: what it waits for may be among it */
   if (!of(base)->ctx) return FALSE;
-  bool told = tell_fds(of(base));
+  bool told = aio__fds_settle(ctx) & tell_fds(of(base));
   aio__announce(ctx, 1);
   int64_t ns = atomic_load_explicit(&ctx->notified, memory_order_acquire) ? 0 : plan(of(base));
   if (!told) ns = aio__earlier(ns, DEAF_NS); /* no memory: what GLib does not wait for, check asks for */

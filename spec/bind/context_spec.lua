@@ -22,8 +22,9 @@ describe("context", function()
 
   describe("made", function()
     it("has the backend asked for, and the best one by itself", function()
-      assert.equal("epoll", drivers.context({ backend = "epoll" }):stats().backend)
-      assert.equal("poll", drivers.context({ backend = "poll" }):stats().backend)
+      for _, backend in ipairs(drivers.backends) do
+        assert.equal(backend, drivers.context({ backend = backend }):stats().backend)
+      end
       local auto = drivers.context({ backend = "auto" }):stats().backend
       assert.equal(auto, drivers.context():stats().backend)
       assert.is_true(auto == "epoll" or auto == "io_uring")
@@ -95,7 +96,7 @@ describe("context", function()
     it("a thousand times and dropped, leaves fds and memory as they were #slow", function()
       local function round(n)
         for i = 1, n do
-          local ctx = assert(aio.context { backend = i % 2 == 0 and "epoll" or "poll" })
+          local ctx = assert(aio.context { backend = drivers.backends[i % #drivers.backends + 1] })
           local r, w = fds.pipe()
           ctx:watch(r, { read = nop })
           ctx:timer(nop):arm(1000, 1000)
@@ -659,61 +660,63 @@ describe("context", function()
       assert.equal(0, ctx:stats().tasks)
     end)
 
-    it("by events, pollfd and timeout when it wants a turn", function()
-      local ctx = drivers.context { backend = "epoll" }
-      local outer = drivers.context()
-      local readable = 0
-      outer:watch(ctx, { read = function() readable = readable + 1 end })
-      local function wants()
-        readable = 0
-        outer:poll(false)
-        return readable > 0
-      end
-      -- The second turn finds nothing: it clears what had woken the other loop.
-      local function serve()
-        ctx:poll(false)
-        assert.is_false(ctx:poll(false))
-      end
-      assert.equal("r", ctx:events())
-      assert.equal("integer", math.type(ctx:pollfd()))
-      assert.is_nil(ctx:timeout())
-      assert.is_false(wants())
+    for _, backend in ipairs(drivers.pollable) do
+      it("by events, pollfd and timeout when it wants a turn, on " .. backend, function()
+        local ctx = drivers.context { backend = backend }
+        local outer = drivers.context()
+        local readable = 0
+        outer:watch(ctx, { read = function() readable = readable + 1 end })
+        local function wants()
+          readable = 0
+          outer:poll(false)
+          return readable > 0
+        end
+        -- The second turn finds nothing: it clears what had woken the other loop.
+        local function serve()
+          ctx:poll(false)
+          assert.is_false(ctx:poll(false))
+        end
+        assert.equal("r", ctx:events())
+        assert.equal("integer", math.type(ctx:pollfd()))
+        assert.is_nil(ctx:timeout())
+        assert.is_false(wants())
 
-      ctx:schedule(nop)
-      assert.equal(0, ctx:timeout())
-      assert.is_true(wants())
-      serve()
-      assert.is_nil(ctx:timeout())
-      assert.is_false(wants())
+        ctx:schedule(nop)
+        assert.equal(0, ctx:timeout())
+        assert.is_true(wants())
+        serve()
+        assert.is_nil(ctx:timeout())
+        assert.is_false(wants())
 
-      local timer = ctx:timer(nop):arm(100)
-      assert.is_true(wants()) -- the outer loop must ask for the timeout again
-      serve()
-      assert.is_true(ctx:timeout() > 99 and ctx:timeout() <= 100)
-      assert.is_false(wants())
-      timer:arm(0)
-      assert.equal(0, ctx:timeout())
-      timer:disarm()
-      serve()
-      assert.is_nil(ctx:timeout())
+        local timer = ctx:timer(nop):arm(100)
+        assert.is_true(wants()) -- the outer loop must ask for the timeout again
+        serve()
+        assert.is_true(ctx:timeout() > 99 and ctx:timeout() <= 100)
+        assert.is_false(wants())
+        timer:arm(0)
+        assert.equal(0, ctx:timeout())
+        timer:disarm()
+        serve()
+        assert.is_nil(ctx:timeout())
 
-      local r, w = drivers.pipe()
-      local watch = ctx:watch(r, { read = nop })
-      serve()
-      assert.is_false(wants())
-      fds.write(w, "x")
-      assert.is_true(wants())
-      watch:close()
-      serve()
-      assert.is_false(wants())
+        local r, w = drivers.pipe()
+        local watch = ctx:watch(r, { read = nop })
+        serve()
+        assert.is_false(wants())
+        fds.write(w, "x")
+        assert.is_true(wants())
+        watch:close()
+        serve()
+        assert.is_false(wants())
 
-      local bh = ctx:bh(nop)
-      bh:schedule_idle()
-      assert.is_true(ctx:timeout() <= 0.01)
-      bh:cancel()
-      ctx:notify()
-      assert.is_true(wants())
-    end)
+        local bh = ctx:bh(nop)
+        bh:schedule_idle()
+        assert.is_true(ctx:timeout() <= 0.01)
+        bh:cancel()
+        ctx:notify()
+        assert.is_true(wants())
+      end)
+    end
 
     it("that backend poll has no pollfd", function()
       local fd, message, errno = drivers.context({ backend = "poll" }):pollfd()

@@ -78,8 +78,8 @@ describe("source", function()
     iterate_until(function() return log.schedule and log.idle and log.timer and log.watch and log.task end)
   end)
 
-  it("sleeps when there is nothing to do, on both backends", function()
-    for _, backend in ipairs { "epoll", "poll" } do
+  it("sleeps when there is nothing to do, on every backend", function()
+    for _, backend in ipairs(drivers.backends) do
       local ctx = drivers.context { backend = backend }
       ctx:attach()
       ctx:watch(drivers.pipe(), { read = nop })
@@ -116,7 +116,7 @@ describe("source", function()
 
   describe("with sources of others beside it", function()
     it("what is started in a foreign callback is delivered without a further event", function()
-      for _, backend in ipairs { "epoll", "poll" } do
+      for _, backend in ipairs(drivers.backends) do
         for _, kind in ipairs { "schedule", "bh", "idle", "timer", "watch", "spawn" } do
           local ctx, done = drivers.context { backend = backend }, false
           local function finish() done = true end

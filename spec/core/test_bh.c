@@ -574,4 +574,4 @@ static const Test tests[] = {
   TEST(closed_under_producers),
 };
 
-CHECK_MAIN(tests, "epoll")
+CHECK_MAIN(tests, "epoll +io_uring")

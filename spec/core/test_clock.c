@@ -250,4 +250,4 @@ static const Test tests[] = {
   TEST(advance_ends_though_a_bh_never_rests),
 };
 
-CHECK_MAIN(tests, "epoll")
+CHECK_MAIN(tests, "epoll +io_uring")

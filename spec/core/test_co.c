@@ -472,4 +472,4 @@ static const Test tests[] = {
   TEST(coroutine_of_another_context_is_scheduled),
 };
 
-CHECK_MAIN(tests, "epoll")
+CHECK_MAIN(tests, "epoll +io_uring")

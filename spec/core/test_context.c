@@ -4,6 +4,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 
 #include "check.h"
 
@@ -37,6 +38,7 @@ void *__wrap_realloc(void *p, size_t size) {
 }
 
 static void count(void *n) { ++*(int *)n; }
+static void clear_it(void *n) { aio_notifier_clear(n); }
 
 /* ---- creation ---- */
 
@@ -480,7 +482,7 @@ static void pending_everything(Loop *l) {
     for (int k = 0; k < KINDS; k++) all_start(&a, k);
     for (AioClock c = 0; c < AIO_CLOCKS; c++) CHECK_EQ(aio_timer_arm(&a.more[c], AIO_FOREVER - 1), 0);
     pthread_join(start(schedule_it, &a.foreign), NULL);
-    if (turns == 2 && !strcmp(l->backend, "epoll")) CHECK(aio_context_pollfd(l->ctx) >= 0);
+    if (turns == 2 && strcmp(l->backend, "poll")) CHECK(aio_context_pollfd(l->ctx) >= 0);
     for (int i = 0; i < turns; i++) { /* what has run is pending again */
       turn(l, 0);
       all_start(&a, BH);
@@ -585,6 +587,58 @@ static void acquire_and_release(Loop *l) {
   CHECK_EQ(guarded, 40000);
 }
 
+/* ---- signals ---- */
+
+typedef struct Poker {
+  pthread_t whom;
+  pid_t tid;
+  atomic_bool about_to_sleep;
+} Poker;
+
+static void nothing(int sig) { (void)sig; }
+
+static bool asleep(pid_t tid) {
+  char path[64], line[256] = "";
+  snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)tid);
+  FILE *f = fopen(path, "r");
+  CHECK(f && fgets(line, sizeof line, f));
+  fclose(f);
+  return strstr(line, ") S");
+}
+
+static void *poke_once_asleep(void *opaque) {
+  Poker *p = opaque;
+  while (!atomic_load(&p->about_to_sleep) || !asleep(p->tid)) sched_yield();
+  pthread_kill(p->whom, SIGUSR1);
+  return NULL;
+}
+
+/* One signal ends the wait and the turn, or a script could not be interrupted: also when something had to be registered
+ * before, and while the loop would still look for closed fds. */
+static void signal_ends_the_wait(Loop *l) {
+  struct sigaction sa = {.sa_handler = nothing}, old;
+  Poker p = {.whom = pthread_self(), .tid = (pid_t)syscall(SYS_gettid)};
+  AioNotifier n;
+  AioWatch w;
+  sigaction(SIGUSR1, &sa, &old);
+  CHECK_EQ(aio_notifier_open(&n), 0);
+  for (int i = 0; i <= 20; i++) {
+    if (i == 1) CHECK_EQ(aio_watch_open(&w, l->ctx, n.rfd, AIO_READ, clear_it, NULL, &n), 0);
+    atomic_store(&p.about_to_sleep, false);
+    pthread_t t = start(poke_once_asleep, &p);
+    if (i % 2) {
+      aio_notifier_set(&n);
+      CHECK(turn(l, AIO_FOREVER));
+    }
+    atomic_store(&p.about_to_sleep, true);
+    CHECK(!turn(l, i % 3 != 1 ? AIO_FOREVER : 100 * SEC));
+    pthread_join(t, NULL);
+  }
+  aio_watch_close(&w);
+  aio_notifier_close(&n);
+  sigaction(SIGUSR1, &old, NULL);
+}
+
 /* ---- embedding through one fd ---- */
 
 static int sleep_on(int fd, int64_t ns) {
@@ -603,7 +657,7 @@ static void *start_from_outside(void *opaque) {
 static void embedded_in_another_loop(Loop *l) {
   All a;
   int fd = aio_context_pollfd(l->ctx);
-  if (strcmp(l->backend, "epoll")) {
+  if (!strcmp(l->backend, "poll")) {
     CHECK_EQ(fd, -ENOTSUP);
     return;
   }
@@ -643,7 +697,8 @@ static const Test tests[] = {
   TEST(a_thousand_at_once),
   TEST(last_reference_in_another_thread),
   TEST(acquire_and_release),
+  TEST_POLL(signal_ends_the_wait),
   TEST_POLL(embedded_in_another_loop),
 };
 
-CHECK_MAIN(tests, "epoll +poll")
+CHECK_MAIN(tests, "epoll +poll +io_uring")

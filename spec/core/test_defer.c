@@ -278,4 +278,4 @@ static const Test tests[] = {
   TEST(without_memory_at_once),
 };
 
-CHECK_MAIN(tests, "epoll +poll")
+CHECK_MAIN(tests, "epoll +poll +io_uring")

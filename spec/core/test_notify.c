@@ -317,4 +317,4 @@ static const Test tests[] = {
   TEST(works_over_a_pipe),
 };
 
-CHECK_MAIN(tests, "epoll")
+CHECK_MAIN(tests, "epoll +io_uring")

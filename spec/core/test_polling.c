@@ -324,4 +324,4 @@ static const Test tests[] = {
   TEST_POLL(learns_from_real_waits),
 };
 
-CHECK_MAIN(tests, "epoll +poll")
+CHECK_MAIN(tests, "epoll +poll +io_uring")

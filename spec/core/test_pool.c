@@ -306,4 +306,4 @@ static const Test tests[] = {
   TEST(many_completions_wake_once),
 };
 
-CHECK_MAIN(tests, "epoll +poll")
+CHECK_MAIN(tests, "epoll +poll +io_uring")

@@ -144,4 +144,4 @@ static const Test tests[] = {
   TEST(refusals),
 };
 
-CHECK_MAIN(tests, "epoll +poll")
+CHECK_MAIN(tests, "epoll +poll +io_uring")

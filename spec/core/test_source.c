@@ -535,4 +535,4 @@ static const Test tests[] = {
   TEST_GLIB(run_by_another_thread),
 };
 
-CHECK_MAIN(tests, "epoll +poll")
+CHECK_MAIN(tests, "epoll +poll +io_uring")

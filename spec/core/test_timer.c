@@ -441,4 +441,4 @@ static const Test tests[] = {
   TEST(old_kernels_have_milliseconds),
 };
 
-CHECK_MAIN(tests, "epoll +poll")
+CHECK_MAIN(tests, "epoll +poll +io_uring")

@@ -130,10 +130,21 @@ function drivers.each(scenarios)
   end
 end
 
---- The same once for each driver and backend.
+--- The backends that the kernel grants, and those of them that have a pollfd.
+drivers.backends, drivers.pollable = { "epoll", "poll" }, { "epoll" }
+local ring, refusal = aio.context { backend = "io_uring" }
+if ring then
+  ring:close()
+  table.insert(drivers.backends, "io_uring")
+  table.insert(drivers.pollable, "io_uring")
+end
+
+--- The same once for each driver and backend. Rings come last: the kernel interrupts a thread once, some ms later, for
+--- each that it has closed, and epoll_wait shows that.
 function drivers.each_backend(scenarios)
-  for _, name in ipairs { "poll", "glib" } do
-    for _, backend in ipairs { "epoll", "poll" } do
+  if refusal then busted.pending("on io_uring: refused here, " .. refusal) end
+  for _, backend in ipairs(drivers.backends) do
+    for _, name in ipairs { "poll", "glib" } do
       busted.describe(("through %s on %s"):format(name, backend), function()
         busted.after_each(drivers.cleanup)
         scenarios(drivers.new(name, backend))
