@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * The task behind a value: a handle's, a thread's, or one made for a plain coroutine, which is thereby adopted.
+ * The task behind a value: itself, a thread's, or one made for a plain coroutine, which is thereby adopted.
  *
- * Way      handle -> its task; thread -> adopted before? -> a spawned task's? -> adopted
+ * Way      task; thread -> adopted before? -> a spawned task's? -> adopted
  * Owner    as in lco.c, but an adopted thread is anchored only while it is scheduled or waits (aioL_revive, park).
  * Keep     one task a coroutine, whatever it is found by. */
 #include "lbind.h"
@@ -30,41 +30,34 @@ static LTask *spawned(lua_State *L, LContext *c, lua_State *co) { /* [-0, +0, -]
   return t;
 }
 
-/* Or NULL: never adopted, or its handle is gone, or its context. */
+/* Or NULL: never adopted, or its context is gone. */
 static LTask *adopted(lua_State *L, LRuntime *rt, int idx) { /* [-0, +0, -] */
-  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->threads);
-  lua_pushvalue(L, idx);
-  LTask *t = lua_rawget(L, -2) == LUA_TUSERDATA ? ((LTaskBox *)lua_touserdata(L, -1))->t : NULL;
-  lua_pop(L, 2);
+  LTask *t = aioL_willed(L, rt, idx);
   return t && !t->c->closed ? t : NULL;
 }
 
-static LTask *adopt(lua_State *L, LContext *c, int idx, lua_State *co) { /* [-0, +0, m] */
+static LTask *adopt(lua_State *L, LContext *c, int idx, lua_State *co) { /* [-0, +0, e] */
+  LTask *t = aioL_new_task(L, c->rt);
   lua_pushvalue(L, idx);
-  LTaskBox *box = aioL_new_handle(L, c->rt);
-  LTask *t = aioL_new_task(L, c, co);
+  lua_setiuservalue(L, -2, 1);
   t->adopted = true;
-  t->born = ++c->born;
   t->state = L_WAITING;
-  box->t = t;
-  lua_rawgeti(L, LUA_REGISTRYINDEX, c->rt->threads); /* stack: thread, handle, table */
-  lua_insert(L, -3);
-  lua_rawset(L, -3);
+  aioL_begin_task(t, c, co);
+  aioL_make_will(L, lua_gettop(L));
+  aioL_check_open(L, c); /* a finaliser may have closed it */
+  t->born = ++c->born;
   lua_pop(L, 1);
   return t;
 }
 
 /* Any coroutine; the loop's own main chunk is none. */
 LTask *aioL_check_co(lua_State *L, int idx, LContext *c) {
-  LTaskBox *box = aioL_test(L, idx, L_TASK);
-  if (box) {
-    if (!box->t) luaL_error(L, "attempt to use a closed task");
-    return box->t;
-  }
+  LTask *t = aioL_test_task(L, idx);
+  if (t) return t;
   lua_State *co = lua_tothread(L, idx);
   luaL_argexpected(L, co, idx, "task or coroutine");
   luaL_argcheck(L, co != c->rt->main, idx, "the main chunk is not a coroutine");
-  LTask *t = adopted(L, c->rt, idx);
+  t = adopted(L, c->rt, idx);
   if (!t) t = spawned(L, c, co);
   if (t) return t;
   if (!aioL_resumable(co) && !aioL_dead(co) && co != L) luaL_argerror(L, idx, "the coroutine is running and not the loop's");

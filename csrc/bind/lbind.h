@@ -2,8 +2,8 @@
  * What the binding's files share: the runtime of a lua_State, the Lua side of a context, calls up, waits, arguments.
  *
  * Threads  everything here belongs to the thread that runs the lua_State.
- * Owner    an LContext is counted by its userdata and by every handle made on it but timers; the core context goes with
- *          the last.
+ * Owner    an LContext is counted by its userdata and by every handle made on it but timers and spawned tasks; the core
+ *          context goes with the last.
  * Keep     what is active is held in the context's anchor table, at the slot its C struct knows; nothing is keyed by address.
  *          Whatever can raise comes before C structures are linked. */
 #ifndef LBIND_H
@@ -20,7 +20,7 @@
 #endif
 
 typedef enum LKind {
-  L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_SIGNAL, L_CANCEL, L_WRAP, L_GROUP,
+  L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_SIGNAL, L_CANCEL, L_WRAP, L_GROUP, L_WILL,
   L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_BUFFER, L_FILE, L_KINDS
 } LKind;
 
@@ -40,7 +40,7 @@ typedef struct LRuntime {
   const void *meta[L_KINDS]; /* addresses of the metatables, which the registry keeps alive */
   int meta_ref[L_KINDS];     /* registry: the same metatables, found without a string */
   int anchors;               /* registry: weak table, LContext id -> anchor table */
-  int threads;               /* registry: ephemeron table, adopted thread -> task userdata */
+  int threads;               /* registry: ephemeron table, thread -> will of its task (ltask.c) */
   int def;                   /* registry: the default context, or LUA_NOREF */
   lua_Integer last_id;
   LContext *current;         /* whose turn is running, innermost */
@@ -107,7 +107,7 @@ typedef struct LContextBox {
 extern const char aioL_context_magic;
 
 /* Keys of the side table, which is anchor[0]. */
-enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NAMES, SIDE_HANDLES, SIDE_SCHEDULED_AT, SIDE_LOST,
+enum { SIDE_ERRORS = 1, SIDE_LAST_ERRORS, SIDE_ON_ERROR, SIDE_NAME, SIDE_TASK_NAMES, SIDE_SCHEDULED_AT, SIDE_LOST,
   SIDE_CANCELS, SIDE_TRACES, SIDE_SITES };
 
 /* ---- lmod.c: arguments and objects ---- */
@@ -150,6 +150,7 @@ void aioL_push_side(lua_State *L, LContext *c);    /* [-0, +1, -] */
 uint32_t aioL_anchor(lua_State *L, LContext *c, int idx, LTask *task); /* [-0, +0, m] returns the slot */
 void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot);         /* [-0, +0, -] sets *slot to 0 */
 void aioL_unanchor_here(LContext *c, uint32_t *slot); /* the same on c->L, in a function that the core has called */
+void aioL_anchors_clear(lua_State *L, LContext *c);    /* [-0, +0, -] it is closed */
 static inline bool aioL_open(const LContext *c) { return !c->closed; }
 void aioL_check_open(lua_State *L, const LContext *c); /* [-0, +0, v] */
 
@@ -239,6 +240,8 @@ typedef struct LTies {
   LHook hook;              /* somebody else's, while a cancel needs its place (lscope.c) */
 } LTies;
 
+/* The userdata; user value 1 is the thread. While the task is spawned, scheduled or waits, it is anchored, and on the
+ * bottom of its thread's stack. */
 struct LTask {
   LContext *c;
   AioCo co;
@@ -246,20 +249,23 @@ struct LTask {
   lua_State *L;
   LTies *ties;        /* NULL: none */
   LTask *next_failed; /* in c->failed */
-  uint32_t slot;      /* anchors the thread */
-  uint32_t refs;      /* handles, and one while it has not ended */
+  uint32_t slot;      /* anchors it; 0: not anchored */
+  uint32_t life;      /* of c: a later one is another context */
   uint32_t born;      /* counts the context's tasks */
   int nargs;          /* values on the waiting state's stack for the next resume */
   uint8_t state;
   uint8_t ending;     /* how its body ended, or 0 */
   uint8_t raised;     /* how often a cancel was raised in it, up to 2 */
   bool unref, keep, adopted, joined, cancelled;
+  bool willed;        /* has a will */
 };
 
-typedef struct LTaskBox { LTask *t; } LTaskBox; /* the userdata; user value 1 is the thread */
-
-LTask *aioL_new_task(lua_State *L, LContext *c, lua_State *co); /* [-0, +0, m] the reference is the caller's */
-void aioL_task_unref(LTask *t);
+LTask *aioL_new_task(lua_State *L, LRuntime *rt);      /* [-0, +1, m] its thread and context are still to come */
+void aioL_begin_task(LTask *t, LContext *c, lua_State *co);
+LTask *aioL_test_task(lua_State *L, int idx);          /* [-0, +0, -] NULL: something else */
+LTask *aioL_check_task(lua_State *L, int idx);         /* [-0, +0, v] */
+void aioL_task_drop(lua_State *L, LTask *t);           /* [-0, +0, -] nothing of it is left in any queue */
+void aioL_take_joiners(LTask *t);                      /* [-0, +0, -] of one that will never end; no Lua is entered */
 LTask *aioL_task_at(const LContext *c, uint32_t slot); /* NULL: free, or another kind of owner */
 LTies *aioL_try_ties(LTask *t);                      /* [-0, +0, -] made at first use; NULL: no memory */
 LTies *aioL_ties(lua_State *L, LTask *t);            /* [-0, +0, m] */
@@ -279,9 +285,9 @@ LTask *aioL_check_co(lua_State *L, int idx, LContext *c); /* [-0, +0, e] any cor
 
 /* ---- ltask.c: the handle ---- */
 
-LTaskBox *aioL_new_handle(lua_State *L, LRuntime *rt); /* [-0, +1, m] of the thread on top; it has no task yet */
-void aioL_push_handles(lua_State *L, LContext *c);   /* [-0, +1, m] slot -> handle of a spawned task */
-void aioL_push_task(lua_State *L, LTask *t);         /* [-0, +1, m] its handle */
+void aioL_push_task(lua_State *L, LTask *t);         /* [-0, +1, -] one that is anchored, or adopted */
+void aioL_make_will(lua_State *L, int idx);          /* [-0, +0, m] of the task at idx */
+LTask *aioL_willed(lua_State *L, LRuntime *rt, int idx); /* [-0, +0, -] by its thread; NULL: none that has a will */
 void aioL_push_thread(lua_State *L, LTask *t);       /* [-0, +1, m] */
 void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode); /* [-0, +1, m] of the side table, made at first use */
 int aioL_task_push_error(lua_State *L, LTask *t);    /* [-0, +1, -] of a failed one, with its traceback if it is a string */

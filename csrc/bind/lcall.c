@@ -40,6 +40,7 @@ void aioL_leave(lua_State *L, LFrame *f) {
   if (--c->depth == 0 && c->closed && c->core) { /* closed by a callback */
     aio_context_unref(c->core);
     c->core = NULL;
+    aioL_anchors_clear(L, c);
   }
   if (c->depth == 0 && c->glib_over) aioL_glib_drop(L, c);
 }

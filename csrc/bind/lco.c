@@ -3,9 +3,11 @@
  *
  * Way      made: lspawn.c, ladopt.c -> aio_co_schedule -> the turn -> enter -> lua_resume -> body; wait: lwait.c;
  *          end: finish -> joiners
- * Owner    an LTask is counted by its handle and, until it has ended, by the loop. The thread is anchored while the task
- *          lives; afterwards its handle holds it, with the results on its stack.
- * Keep     nothing touches a coroutine after entering another; a coroutine that was closed, resumed or killed behind our
+ * Owner    an LTask is a userdata, which the loop anchors until it has ended, and holds its thread, afterwards with the
+ *          results on its stack. It has no finaliser, for they are dear where there are many: when the loop lets go of a
+ *          spawned task, nothing of it is in any queue. An adopted one has a will (ltask.c).
+ * Keep     a task stays anchored until nothing of its end is left to do, even if its context is closed meanwhile; nothing
+ *          touches a coroutine after entering another; a coroutine that was closed, resumed or killed behind our
  *          back is found out before it is resumed. An error that nobody joined is reported at the end of its turn. */
 #include <errno.h>
 #include <string.h>
@@ -19,17 +21,6 @@ int aioL_reset_thread(lua_State *co, lua_State *from) {
   UNUSED(from);
   return lua_resetthread(co);
 #endif
-}
-
-static void untie(lua_State *L, LTask *t);
-
-void aioL_task_unref(LTask *t) {
-  LContext *c = t->c;
-  if (--t->refs) return;
-  aioL_ticket_abandon(c->rt->main, &t->ticket);
-  untie(c->rt->main, t);
-  aioL_alloc(c->rt->main, t, sizeof *t, 0);
-  aioL_context_unref(c->rt->main, c);
 }
 
 /* ---- running ---- */
@@ -121,10 +112,17 @@ static void begin_burial(LContext *c, LTask *t) {
   if (t->ending) t->state = t->ending;
 }
 
-/* Its thread stays where it is until the loop lets go of the task. */
-static void let_go(lua_State *L, LTask *t) {
-  aioL_unanchor(L, t->c, &t->slot);
-  aioL_task_unref(t);
+/* What it was given, and has not seen, goes to others. */
+static void abandon_wait(lua_State *L, LTask *t) {
+  if (!t->ticket.ops) return;
+  aioL_take_quietly(&t->ticket, L_CLOSED, 0);
+  aioL_ticket_abandon(L, &t->ticket);
+}
+
+void aioL_task_drop(lua_State *L, LTask *t) {
+  abandon_wait(L, t);
+  aioL_take_joiners(t);
+  untie(L, t);
 }
 
 /* Its context was closed by it, and has dropped it. What it raised still has somewhere to go. */
@@ -142,13 +140,14 @@ static void leave_loop(lua_State *L, LContext *c, LTask *t) {
     t->next_failed = c->failed;
     c->failed = t;
   } else {
-    let_go(L, t);
+    aioL_unanchor(L, c, &t->slot);
   }
 }
 
 void aioL_finish(LContext *c, LTask *t, LState state) {
   lua_State *L = c->L ? c->L : c->rt->main;
   t->state = (uint8_t)state;
+  abandon_wait(L, t); /* it was closed behind our back */
   if (aio_co_scheduled_by(&t->co)) aio_co_close(&t->co); /* it had scheduled itself, and then ended */
   if (!t->unref) c->live--;
   if (state == L_BROKEN && !t->ending) begin_burial(c, t);
@@ -157,13 +156,11 @@ void aioL_finish(LContext *c, LTask *t, LState state) {
     return;
   }
   take_joiners(t);
-  t->refs++; /* on_error, told of a lock, may close the context */
   if (t->ties) aioL_locks_drop(c, t);
   if (!c->closed)
     leave_loop(L, c, t);
-  else if (t->state == L_BROKEN)
+  else if (t->state == L_BROKEN) /* on_error, told of a lock, has closed it */
     report_orphan(c, t);
-  aioL_task_unref(t);
 }
 
 static bool tied(const LTies *ties) {
@@ -175,7 +172,6 @@ static void park(LContext *c, LTask *t) {
   if (!t->adopted || !t->slot || tied(t->ties)) return; /* inside a scope it stays ours */
   if (!t->unref) c->live--;
   aioL_unanchor(c->L, c, &t->slot);
-  aioL_task_unref(t);
 }
 
 static void paused(LContext *c, LTask *t) { /* coroutine.yield */
@@ -208,7 +204,6 @@ static bool enterable(LContext *c, LTask *t) {
   }
   if (aioL_resumable(co)) return true;
   if (!aioL_dead(co)) return false;
-  aioL_ticket_abandon(c->L, tk);
   aioL_finish(c, t, L_CANCELLED); /* coroutine.close behind our back */
   return false;
 }
@@ -224,16 +219,13 @@ static int take_args(LTask *t) {
 static void enter(void *opaque) {
   LTask *t = opaque;
   LContext *c = t->c;
+  lua_State *L = c->L, *co = t->L;
   if (!enterable(c, t)) return;
   LRuntime *rt = c->rt;
   LTask *outer = rt->task;
-  lua_State *L = c->L, *co = t->L;
   int nres, nargs = take_args(t);
   t->state = L_RUNNING;
-  t->refs++; /* it may close its context */
   rt->task = t;
-  lua_pushthread(co); /* on L's stack, since its anchor goes with the context that it may close */
-  lua_xmove(co, L, 1);
   int status = lua_resume(co, L, nargs, &nres);
   rt->task = outer;
   if (c->closed) {
@@ -244,19 +236,30 @@ static void enter(void *opaque) {
   } else {
     aioL_finish(c, t, ending(t, status));
   }
-  lua_pop(L, 1);
-  aioL_task_unref(t);
 }
 
-LTask *aioL_new_task(lua_State *L, LContext *c, lua_State *co) {
-  LTask *t = aioL_alloc(L, NULL, 0, sizeof *t);
-  if (!t) luaL_error(L, "not enough memory");
+LTask *aioL_new_task(lua_State *L, LRuntime *rt) {
+  LTask *t = lua_newuserdatauv(L, sizeof *t, 1);
   memset(t, 0, sizeof *t);
-  t->L = co;
-  t->refs = 1;
-  t->c = aioL_context_ref(c);
-  aio_co_init(&t->co, c->core, enter, t);
+  aioL_set_class(L, rt, L_TASK);
   return t;
+}
+
+void aioL_begin_task(LTask *t, LContext *c, lua_State *co) {
+  t->c = c;
+  t->life = c->life;
+  t->L = co;
+  aio_co_init(&t->co, c->core, enter, t);
+}
+
+LTask *aioL_test_task(lua_State *L, int idx) {
+  LTask *t = lua_touserdata(L, idx);
+  return t && lua_rawlen(L, idx) == sizeof *t && t->co.bh.fn == enter ? t : NULL;
+}
+
+LTask *aioL_check_task(lua_State *L, int idx) {
+  LTask *t = aioL_test_task(L, idx);
+  return t ? t : aioL_check(L, idx, L_TASK);
 }
 
 static void oldest_first(LContext *c) {
@@ -275,14 +278,12 @@ void aioL_report_unjoined(LContext *c) {
   while (c->failed && !c->closed) {
     LTask *t = c->failed;
     c->failed = t->next_failed;
-    t->refs++; /* on_error may close the context */
     if (!t->joined && !t->keep) {
       t->joined = true;
       lua_pushnil(L);
       aioL_report(c, NULL, t);
     }
-    if (t->slot) let_go(L, t);
-    aioL_task_unref(t);
+    aioL_unanchor(L, c, &t->slot);
   }
 }
 
@@ -291,8 +292,8 @@ LTask *aioL_task_at(const LContext *c, uint32_t slot) {
   return (uintptr_t)c->slots[slot].next_free < c->nslots ? NULL : c->slots[slot].task;
 }
 
-/* Those who wait on another context, or by polling. No Lua is entered here. */
-static void drop_joiners(LTask *t) {
+/* Those who wait on another context, or by polling. */
+void aioL_take_joiners(LTask *t) {
   for (LTicket *tk; t->ties && (tk = aioL_ticket_first(&t->ties->joiners));) {
     aioL_take_quietly(tk, L_DONE, 0);
     if (tk->task) aio_co_schedule(&tk->task->co, tk->ops->name);
@@ -308,14 +309,13 @@ void aioL_tasks_drop(lua_State *L, LContext *c) {
     bool runs = t->state == L_RUNNING;
     if (!aioL_task_ended(t)) t->state = L_CANCELLED;
     aioL_ticket_abandon(L, &t->ticket); /* what it was given, and has not seen, goes to others */
-    drop_joiners(t);
+    aioL_take_joiners(t);
     if (t->ties) aioL_locks_drop(c, t);
     if (t->ties && t->ties->member) aioL_member_ended(c, t);
     if (!runs) untie(L, t); /* else what runs still looks at it */
     aio_co_close(&t->co); /* the core still holds the scheduled ones, and t may go now */
     t->slot = 0;
     c->slots[i].next_free = 0;
-    aioL_task_unref(t);
   }
   c->failed = NULL;
 }

@@ -228,7 +228,8 @@ static void close_context(lua_State *L, LContext *c) {
   }
 }
 
-static void clear_anchors(lua_State *L, LContext *c) {
+/* Not while a turn is running, since callbacks and tasks that run are held by them. */
+void aioL_anchors_clear(lua_State *L, LContext *c) {
   if (!aioL_push_anchor(L, c)) return;
   for (uint32_t i = 1; i < c->nslots; i++) {
     lua_pushboolean(L, 0);
@@ -246,7 +247,7 @@ static int ctx_close(lua_State *L) {
   LContext *c = ((LContextBox *)aioL_check(L, 1, L_CONTEXT))->c;
   if (!c) return 0;
   close_context(L, c);
-  clear_anchors(L, c);
+  if (!c->depth) aioL_anchors_clear(L, c);
   return 0;
 }
 

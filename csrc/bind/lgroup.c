@@ -3,7 +3,7 @@
  *
  * Way      g:spawn -> a task with an LMember; it ends -> aioL_member_ended -> the others are cancelled if it failed; the
  *          last one wakes who waits. End of the scope -> __close -> children cancelled if need be -> wait for the last
- * Owner    the group holds its children's handles in a table (user value 1, by address of the task) until they end well;
+ * Owner    the group holds its children in a table (user value 1, by address) until they end well;
  *          those that failed stay until somebody is told. Collected before that, they are reported like any other.
  * Keep     the wait of __close cannot be cancelled, since children must not outlive it: a cancel goes to the children.
  * Source   nurseries after Trio (N. J. Smith, "Notes on structured concurrency"). */
@@ -25,7 +25,7 @@ typedef struct LGroup {
 typedef struct LMember {
   AioLink link;
   LGroup *g;
-  LTask *t; /* counted; its handle is in the table */
+  LTask *t; /* in the table */
 } LMember;
 
 static LMember *member_at(AioLink *l) { return container_of(l, LMember, link); }
@@ -33,7 +33,6 @@ static LGroup *check_group(lua_State *L) { return aioL_check(L, 1, L_GROUP); }
 
 static void free_member(lua_State *L, LMember *m) {
   list_unlink(&m->link);
-  aioL_task_unref(m->t);
   aioL_alloc(L, m, sizeof *m, 0);
 }
 
@@ -68,7 +67,7 @@ static void cancel_all(LGroup *g) {
   rt->cancelling = NULL;
 }
 
-static void forget_handle(lua_State *L, LMember *m) { /* [-0, +0, -] */
+static void forget_task(lua_State *L, LMember *m) { /* [-0, +0, -] */
   if (!lua_checkstack(L, 4)) return;
   lua_rawgeti(L, LUA_REGISTRYINDEX, m->g->rt->objects);
   if (lua_rawgetp(L, -1, m->g) == LUA_TUSERDATA) {
@@ -90,7 +89,7 @@ void aioL_member_ended(LContext *c, LTask *t) {
     list_append(&g->failed, &m->link);
     if (!g->cancelled) cancel_all(g);
   } else {
-    forget_handle(L, m);
+    forget_task(L, m);
     free_member(L, m);
   }
   if (!list_empty(&g->members)) return;
@@ -122,17 +121,18 @@ static int group_spawn(lua_State *L) {
   LGroup *g = check_group(L);
   luaL_checktype(L, 2, LUA_TFUNCTION);
   if (g->over) return luaL_error(L, "the scope of the group has ended");
-  LTask *t = aioL_spawn(L, aioL_current(L), 2, "group:spawn"); /* stack: group, handle */
+  LTask *t = aioL_spawn(L, aioL_current(L), 2, "group:spawn"); /* stack: group, task */
   t->keep = true;
-  LTies *ties = aioL_ties(L, t);
+  aioL_make_will(L, 2);
   lua_getiuservalue(L, 1, 1);
   lua_pushvalue(L, 2);
   lua_rawsetp(L, -2, t);
   lua_settop(L, 2);
+  if (aioL_task_ended(t)) return 1; /* a finaliser has just closed its context */
+  LTies *ties = aioL_ties(L, t);
   LMember *m = aioL_alloc(L, NULL, 0, sizeof *m);
   if (!m) return luaL_error(L, "not enough memory");
   *m = (LMember){.g = g, .t = t};
-  t->refs++;
   list_append(&g->members, &m->link);
   ties->member = m;
   if (g->cancelled) aioL_cancel_quietly(t);
@@ -149,8 +149,8 @@ static int group_cancel(lua_State *L) {
   if (reason) {
     lua_getiuservalue(L, 1, 1);
     for (lua_pushnil(L); lua_next(L, 3);) { /* stack: group, reason, children, key, handle */
-      LTask *t = ((LTaskBox *)lua_touserdata(L, -1))->t;
-      if (t && !aioL_task_ended(t)) aioL_cancel(L, t, 2);
+      LTask *t = lua_touserdata(L, -1);
+      if (!aioL_task_ended(t)) aioL_cancel(L, t, 2);
       lua_pop(L, 1);
     }
   }
@@ -172,7 +172,7 @@ static bool take_errors(lua_State *L, LGroup *g) {
     lua_setfield(L, -2, "error"); /* boxed: it may be nil */
     lua_rawseti(L, -2, ++n);
     m->t->joined = true;
-    forget_handle(L, m);
+    forget_task(L, m);
     free_member(L, m);
   }
   lua_pop(L, 1);
@@ -253,7 +253,7 @@ static int closed(lua_State *L, LGroup *g) {
   if (raises && take_errors(L, g)) return lua_error(L);
   while (!list_empty(&g->failed)) { /* the block's own error is on its way: these are reported when collected, now */
     LMember *m = member_at(g->failed.next);
-    forget_handle(L, m);
+    forget_task(L, m);
     free_member(L, m);
   }
   if (cut && lua_isnil(L, 2)) aioL_checkpoint(L); /* like any wait that a cancel has ended */

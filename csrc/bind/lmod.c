@@ -40,7 +40,7 @@ void *aioL_test(lua_State *L, int idx, LKind kind) {
 
 static const char *const class_names[L_KINDS] = {
   "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.signal", "aioloop.cancelled", "aioloop.wrap",
-  "aioloop.group", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue",
+  "aioloop.group", "aioloop.will", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue",
   "aioloop.buffer", "aioloop.file"};
 
 const char *aioL_kind_name(LKind kind) { return class_names[kind] + sizeof "aioloop." - 1; }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * What tasks tell of themselves: tracebacks, who spawned whom, who waits on what, and the report of a deadlock.
  *
- * Way      spawn -> aioL_push_site, three values at the bottom of the task's stack -> aioL_task_main -> body
+ * Way      spawn -> aioL_push_site, three values near the bottom of the task's stack -> aioL_task_main -> body
  *          error -> aioL_note -> record {error, traceback, label} in the side table -> task_over -> results of the thread
  * Owner    all of it is Lua values, held by the task's thread or weakly by thread in the side table.
  * Keep     the stack of a suspended coroutine is looked at and never changed for longer than a call. */
@@ -14,7 +14,8 @@
 
 const char *const aioL_state_names[] = {"scheduled", "running", "waiting", "ended", "failed", "cancelled"};
 
-enum { SITE = 3, MAX_CHAIN = 16 }; /* values of a site; spawners that are remembered */
+/* The task is the first value on its thread's stack, its site comes next, its function after the message handler. */
+enum { SITE = 3, SITE_AT = 2, HANDLER_AT = SITE_AT + SITE, MAX_CHAIN = 16 }; /* values of a site; spawners that are remembered */
 
 /* Calls on its stack, of which there may be 200,000: asking for one costs as much as it is deep. */
 static int depth_of(lua_State *co) {
@@ -40,12 +41,12 @@ static bool push_site_of(lua_State *L, const LTask *t) { /* [-0, +3 or 0, m] */
   if (t->adopted || aioL_task_ended(t) || !lua_checkstack(co, SITE + 1)) return false;
   luaL_checkstack(L, SITE + 4, NULL);
   if (aioL_fresh(co)) {
-    for (int i = 2; i < 2 + SITE; i++) lua_pushvalue(co, i);
+    for (int i = 0; i < SITE; i++) lua_pushvalue(co, 1 + SITE_AT + i); /* above aioL_task_main */
   } else {
     int levels = depth_of(co);
     if (!levels || !lua_getstack(co, levels - 1, &ar)) return false;
-    for (int i = 1; i <= SITE; i++)
-      if (!lua_getlocal(co, &ar, i)) return lua_settop(co, -i), false;
+    for (int i = 0; i < SITE; i++)
+      if (!lua_getlocal(co, &ar, SITE_AT + i)) return lua_settop(co, -1 - i), false;
   }
   if (co != L) lua_xmove(co, L, SITE);
   return true;
@@ -154,7 +155,7 @@ void aioL_push_origin(lua_State *L, lua_State *co) {
   bool found = levels > 0 && lua_getstack(co, levels - 1, &ar) && lua_getinfo(co, "S", &ar);
   if (found && *ar.what == 'C' && levels > 1) found = lua_getstack(co, levels - 2, &ar) && lua_getinfo(co, "S", &ar);
   if (!levels && lua_tocfunction(co, 1) == aioL_task_main && lua_checkstack(co, 1)) {
-    lua_pushvalue(co, 2 + SITE);
+    lua_pushvalue(co, 2 + HANDLER_AT);
     found = lua_getinfo(co, ">S", &ar);
   }
   if (found)
@@ -199,11 +200,12 @@ int aioL_traceback(lua_State *L) {
   return 1;
 }
 
-/* stack: site, message handler, error -> error, traceback, label; or the error value of a cancel */
-static int failed(lua_State *L) {
-  LRuntime *rt = aioL_find_runtime(L);
-  LTask *t = rt ? rt->task : NULL;
-  if (!t || t->L != L) return lua_error(L); /* somebody else has resumed it */
+/* Its code runs, and it is the loop that runs it. */
+static bool runs(const LTask *t) { return t->c->rt->task == t; }
+
+/* stack: task, site, message handler, error -> error, traceback, label; or the error value of a cancel */
+static int failed(lua_State *L, LTask *t) {
+  if (!runs(t)) return lua_error(L); /* somebody else has resumed it */
   if (t->cancelled && aioL_is_own_cancel(L, t)) {
     t->ending = L_CANCELLED;
     return 1;
@@ -230,17 +232,15 @@ static int failed(lua_State *L) {
 }
 
 /* A task without a name that ends with a lock in its hand is called after where it was spawned. */
-static void name_culprit(lua_State *L) {
-  LRuntime *rt = aioL_find_runtime(L);
-  LTask *t = rt ? rt->task : NULL;
-  if (!t || t->L != L || t->c->closed || !t->ties || list_empty(&t->ties->held)) return;
+static void name_culprit(lua_State *L, const LTask *t) {
+  if (!t->ties || list_empty(&t->ties->held) || !runs(t) || t->c->closed) return;
   luaL_checkstack(L, 8, NULL);
   aioL_push_weak(L, t->c, SIDE_TASK_NAMES, "k");
   lua_pushthread(L);
   if (lua_rawget(L, -2) == LUA_TNIL) {
     lua_pushthread(L);
-    lua_pushvalue(L, 1);
-    lua_pushvalue(L, 2);
+    lua_pushvalue(L, SITE_AT);
+    lua_pushvalue(L, SITE_AT + 1);
     name_place(L);
     lua_rawset(L, -4);
   }
@@ -248,17 +248,16 @@ static void name_culprit(lua_State *L) {
 }
 
 static int task_over(lua_State *L, int status, lua_KContext ctx) {
-  UNUSED(ctx);
-  name_culprit(L);
-  return status == LUA_OK || status == LUA_YIELD ? lua_gettop(L) - SITE - 1 : failed(L);
+  LTask *t = (LTask *)ctx; /* on the stack */
+  name_culprit(L, t);
+  return status == LUA_OK || status == LUA_YIELD ? lua_gettop(L) - HANDLER_AT : failed(L, t);
 }
 
 /* Under this call <close> variables may wait also when an error unwinds them. */
-int aioL_task_main(lua_State *L) { /* stack: site, function, arguments */
-  int nargs = lua_gettop(L) - SITE - 1;
-  lua_pushcfunction(L, aioL_traceback);
-  lua_insert(L, SITE + 1);
-  return task_over(L, lua_pcallk(L, nargs, LUA_MULTRET, SITE + 1, 0, task_over), 0);
+int aioL_task_main(lua_State *L) { /* stack: task, site, message handler, function, arguments */
+  lua_KContext task = (lua_KContext)lua_touserdata(L, 1);
+  int nargs = lua_gettop(L) - HANDLER_AT - 1;
+  return task_over(L, lua_pcallk(L, nargs, LUA_MULTRET, HANDLER_AT, task, task_over), task);
 }
 
 /* ---- names ---- */
@@ -298,9 +297,7 @@ static lua_Number waits_since(const LTask *t) {
 @function task:traceback
 @treturn string */
 int aioL_task_traceback(lua_State *L) {
-  LTaskBox *box = aioL_check(L, 1, L_TASK);
-  LTask *t = box->t;
-  if (!t) return luaL_error(L, "attempt to use a closed task");
+  LTask *t = aioL_check_task(L, 1);
   if (t->state == L_BROKEN && lua_isstring(t->L, 2)) {
     lua_pushvalue(t->L, 2);
     return lua_xmove(t->L, L, 1), 1;
@@ -316,9 +313,7 @@ int aioL_task_traceback(lua_State *L) {
 @treturn table id, parent (the id of the task that spawned it), name, status, and of a waiting one `waiting` (the operation)
   and `since` (seconds) */
 int aioL_task_info(lua_State *L) {
-  LTaskBox *box = aioL_check(L, 1, L_TASK);
-  LTask *t = box->t;
-  if (!t) return luaL_error(L, "attempt to use a closed task");
+  LTask *t = aioL_check_task(L, 1);
   lua_createtable(L, 0, 6);
   lua_pushinteger(L, t->born);
   lua_setfield(L, -2, "id");

@@ -3,7 +3,8 @@
  *
  * Way      ctx:poll -> aioL_turn -> aio_poll -> callbacks; ctx:run -> run_protected -> aioL_turns -> the same until
  *          `finished`. Then the first collected error is raised.
- * Owner    a running `run` counts the LContext and its task: a callback may close the one and drop the other.
+ * Owner    a running `run` counts the LContext and has its task on its stack: a callback may close the one and drop the
+ *          other.
  * Keep     `runs` and `stopping` are put right however a run ends; what it returns or raises comes after that. */
 #include "lbind.h"
 
@@ -97,7 +98,6 @@ static int ctx_run(lua_State *L) {
   }
   luaL_checkstack(L, 20, "too many nested runs");
   aioL_context_ref(c);
-  if (t) t->refs++;
   c->runs++;
   lua_pushcfunction(L, run_protected);
   lua_pushvalue(L, 1);
@@ -107,10 +107,8 @@ static int ctx_run(lua_State *L) {
   bool over = t && aioL_task_ended(t), asleep = t && !over && status != LUA_OK && !c->closed && !aio_context_can_wake(c->core);
   if (!c->closed && !c->runs && (asleep || (over && t->state != L_ENDED))) cancel_left(L, c, t);
   aioL_context_unref(L, c);
-  if (t) aioL_task_unref(t);
   if (status != LUA_OK && !(over && t->state == L_BROKEN)) return lua_error(L); /* the function's own comes first */
   if (!t) return 0;
-  if (!((LTaskBox *)lua_touserdata(L, 2))->t) return luaL_error(L, "attempt to use a closed task");
   if (!aioL_task_ended(t)) return 0; /* stopped */
   if (t->state == L_BROKEN) return aioL_task_push_error(L, t), lua_error(L);
   return aioL_task_results(L, t, true) - 1;
@@ -214,12 +212,7 @@ static int ctx_stats(lua_State *L) {
   }
   lua_setfield(L, -2, "files");
   lua_Integer tasks = 0;
-  aioL_push_anchor(L, c);
-  for (uint32_t i = 1; i < c->nslots; i++) {
-    tasks += lua_rawgeti(L, -1, i) == LUA_TTHREAD;
-    lua_pop(L, 1);
-  }
-  lua_pop(L, 1);
+  for (uint32_t i = 1; i < c->nslots; i++) tasks += aioL_task_at(c, i) != NULL;
   lua_pushinteger(L, tasks);
   lua_setfield(L, -2, "tasks");
   lua_pushstring(L, backend);

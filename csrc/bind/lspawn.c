@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * Spawning: a function becomes a task, in a coroutine of its own.
  *
- * Way      handle and task -> the thread anchored -> aioL_task_main (lreport.c), function and arguments onto its stack
- *          -> aio_co_schedule
- * Owner    the handle frees the task until the loop counts it too.
+ * Way      task and thread -> the task anchored -> aioL_task_main (lreport.c), function and arguments onto the thread's
+ *          stack -> aio_co_schedule
  * Keep     whatever can raise comes before the task is the loop's. */
 #include "lbind.h"
 
@@ -12,30 +11,29 @@
 
 LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who) {
   luaL_checktype(L, first, LUA_TFUNCTION);
-  int n = lua_gettop(L) - first + 1;
-  luaL_checkstack(L, 12, "too many arguments");
+  int n = lua_gettop(L) - first + 1, at = first + n; /* of the task */
+  luaL_checkstack(L, n + 12, "too many arguments");
+  LTask *t = aioL_new_task(L, c->rt);
   lua_State *co = lua_newthread(L);
-  if (!lua_checkstack(co, n + 8)) luaL_error(L, "too many arguments");
-  LTaskBox *box = aioL_new_handle(L, c->rt); /* stack: fn, args..., thread, handle */
-  aioL_push_handles(L, c);
-  aioL_push_site(L, c);
+  lua_setiuservalue(L, at, 1);
+  if (!lua_checkstack(co, n + 10)) luaL_error(L, "too many arguments");
+  lua_pushvalue(L, at);
+  aioL_push_site(L, c); /* stack: fn, args..., task, task, the site */
   aioL_check_open(L, c); /* a finaliser may have closed it */
-  LTask *t = box->t = aioL_new_task(L, c, co); /* from here on the handle frees it */
-  uint32_t slot = aioL_anchor(L, c, first + n, NULL);
+  uint32_t slot = aioL_anchor(L, c, at, NULL);
   lua_pushcfunction(co, aioL_task_main);
-  lua_xmove(L, co, 3); /* the site */
-  lua_pushvalue(L, -2);
-  lua_rawseti(L, -2, slot);
-  lua_pop(L, 1);
-  t->refs = 2;
+  lua_xmove(L, co, 4);
+  lua_pushcfunction(co, aioL_traceback);
+  for (int i = 0; i < n; i++) lua_pushvalue(L, first + i);
+  lua_xmove(L, co, n);
+  lua_replace(L, first);
+  lua_settop(L, first);
+  aioL_begin_task(t, c, co);
   t->slot = slot;
   t->born = ++c->born;
+  t->nargs = n + 5;
   c->slots[slot].task = t;
   c->live++;
-  lua_insert(L, first); /* stack: handle, fn, args..., thread */
-  lua_pop(L, 1);
-  lua_xmove(L, co, n);
-  t->nargs = n + 3;
   aio_co_schedule(&t->co, who);
   return t;
 }

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * The task handle: finding it, joining, and what a task tells about itself.
+ * A task as scripts see it: finding it, joining, and what it tells about itself.
  *
  * Way      join -> ticket in the task's list -> lwait.c; the end of the task (lco.c) takes the joiners' tickets -> results
- * Owner    a handle holds its task's thread; a joiner's ticket counts the task. A failed task's thread holds error,
- *          traceback and label, a cancelled one's the error value. */
+ * Owner    a task holds its thread; a joiner has the task on its stack. A failed task's thread holds error, traceback and
+ *          label, a cancelled one's the error value. A will is a value with a finaliser that is collected together with the
+ *          task, of which few need one: a kept one, to report its error, and an adopted one, to leave its queues. */
 #include "lbind.h"
 
-/*** Task handles.
+/*** Tasks as values.
 @module aioloop.task */
 
 /* ---- finding and making it ---- */
@@ -26,18 +27,33 @@ void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode) { /* [
   lua_remove(L, -2);
 }
 
-/* A spawned task's handles are known weakly by slot, an adopted one's by thread. */
-void aioL_push_handles(lua_State *L, LContext *c) { /* [-0, +1, m] */
-  aioL_push_weak(L, c, SIDE_HANDLES, "v");
+typedef struct LWill { LTask *t; } LWill; /* user value 1 is the task; NULL: not made yet, or carried out */
+
+void aioL_make_will(lua_State *L, int idx) {
+  LTask *t = lua_touserdata(L, idx);
+  LRuntime *rt = t->c->rt;
+  if (t->willed) return;
+  LWill *w = lua_newuserdatauv(L, sizeof *w, 1);
+  w->t = NULL;
+  aioL_set_class(L, rt, L_WILL);
+  lua_pushvalue(L, idx);
+  lua_setiuservalue(L, -2, 1);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->threads);
+  lua_getiuservalue(L, idx, 1);
+  lua_pushvalue(L, -3); /* stack: will, table, thread, will */
+  lua_rawset(L, -3);
+  lua_pop(L, 2);
+  w->t = t;
+  t->willed = true;
+  if (t->adopted) aioL_context_ref(t->c);
 }
 
-LTaskBox *aioL_new_handle(lua_State *L, LRuntime *rt) {
-  LTaskBox *box = lua_newuserdatauv(L, sizeof *box, 1);
-  box->t = NULL;
-  aioL_set_class(L, rt, L_TASK);
-  lua_pushvalue(L, -2);
-  lua_setiuservalue(L, -2, 1);
-  return box;
+LTask *aioL_willed(lua_State *L, LRuntime *rt, int idx) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->threads);
+  lua_pushvalue(L, idx < 0 ? idx - 1 : idx);
+  LTask *t = lua_rawget(L, -2) == LUA_TUSERDATA ? ((LWill *)lua_touserdata(L, -1))->t : NULL;
+  lua_pop(L, 2);
+  return t;
 }
 
 void aioL_push_thread(lua_State *L, LTask *t) { /* [-0, +1, m] */
@@ -47,54 +63,28 @@ void aioL_push_thread(lua_State *L, LTask *t) { /* [-0, +1, m] */
     lua_pushthread(t->L), lua_xmove(t->L, L, 1);
 }
 
-void aioL_push_task(lua_State *L, LTask *t) { /* [-0, +1, m] */
-  luaL_checkstack(L, 8, NULL);
-  if (t->adopted) {
+void aioL_push_task(lua_State *L, LTask *t) {
+  if (t->slot && aioL_push_anchor(L, t->c)) {
+    lua_rawgeti(L, -1, t->slot);
+  } else {
     lua_rawgeti(L, LUA_REGISTRYINDEX, t->c->rt->threads);
     aioL_push_thread(L, t);
     lua_rawget(L, -2);
-    lua_remove(L, -2);
-    return;
+    lua_replace(L, -2);
+    if (lua_isnil(L, -1)) return;
+    lua_getiuservalue(L, -1, 1);
   }
-  aioL_push_handles(L, t->c);
-  if (lua_rawgeti(L, -1, t->slot) != LUA_TUSERDATA) {
-    lua_pop(L, 1);
-    aioL_push_thread(L, t);
-    LTaskBox *box = aioL_new_handle(L, t->c->rt);
-    lua_pushvalue(L, -1);
-    lua_rawseti(L, -4, t->slot);
-    lua_remove(L, -2);
-    box->t = t;
-    t->refs++;
-  }
-  lua_remove(L, -2);
+  lua_replace(L, -2);
 }
 
 /* ---- joining and cancelling ---- */
 
-static void join_leave(LTicket *tk) {
-  list_unlink(&tk->link);
-  aioL_task_unref(tk->op);
-}
+/* The task is at 1. */
+static int join_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, false); }
+static int await_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, true) - 1; }
 
-static LTask *check_task(lua_State *L) {
-  LTaskBox *box = aioL_check(L, 1, L_TASK);
-  if (!box->t) luaL_error(L, "attempt to use a closed task");
-  return box->t;
-}
-
-static int join_results(lua_State *L, LTicket *tk) { /* the handle is the operation's first argument */
-  UNUSED(tk);
-  return aioL_task_results(L, check_task(L), false);
-}
-
-static int await_results(lua_State *L, LTicket *tk) {
-  UNUSED(tk);
-  return aioL_task_results(L, check_task(L), true) - 1;
-}
-
-static const LWaitOps join_ops = {.name = "task:join", .leave = join_leave, .results = join_results};
-static const LWaitOps await_ops = {.name = "aio.await", .leave = join_leave, .results = await_results};
+static const LWaitOps join_ops = {.name = "task:join", .results = join_results};
+static const LWaitOps await_ops = {.name = "aio.await", .results = await_results};
 
 int aioL_task_push_error(lua_State *L, LTask *t) {
   lua_pushvalue(t->L, lua_type(t->L, 1) == LUA_TSTRING && lua_toboolean(t->L, 2) ? 2 : 1);
@@ -124,7 +114,7 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise) {
 }
 
 static int join(lua_State *L, const LWaitOps *ops) {
-  LTask *t = check_task(L);
+  LTask *t = aioL_check_task(L, 1);
   int64_t timeout = aioL_opt_ns(L, 2);
   lua_settop(L, 1);
   if (t->L == L || (aioL_runtime(L)->task == t)) return luaL_error(L, "a task cannot join itself");
@@ -140,7 +130,6 @@ static int join(lua_State *L, const LWaitOps *ops) {
     return aioL_task_results(L, t, ops == &await_ops);
   }
   list_append(&ties->joiners, &tk->link);
-  t->refs++;
   tk->op = t;
   return aioL_wait(L, tk, timeout);
 }
@@ -157,7 +146,7 @@ static int task_join(lua_State *L) { return join(L, &join_ops); }
 @return its results
 @raise its error, the very value */
 static int mod_await(lua_State *L) {
-  aioL_check(L, 1, L_TASK);
+  aioL_check_task(L, 1);
   lua_settop(L, 1);
   return join(L, &await_ops);
 }
@@ -168,7 +157,7 @@ every later wait outside of `aio.shield`. A task that has not begun never begins
 @param[opt] reason any value, in the error's field `reason`
 @treturn boolean false: it has ended already */
 static int task_cancel(lua_State *L) {
-  LTask *t = check_task(L);
+  LTask *t = aioL_check_task(L, 1);
   bool reason = !lua_isnoneornil(L, 2);
   lua_settop(L, 2);
   lua_pushboolean(L, aioL_cancel(L, t, reason ? 2 : 0));
@@ -181,7 +170,7 @@ static int task_cancel(lua_State *L) {
 @function task:status
 @treturn string "scheduled", "running", "waiting", "ended", "failed" or "cancelled" */
 static int task_status(lua_State *L) {
-  const LTask *t = check_task(L);
+  const LTask *t = aioL_check_task(L, 1);
   lua_pushstring(L, aioL_state_names[t->state]);
   return 1;
 }
@@ -191,7 +180,7 @@ static int task_status(lua_State *L) {
 @string[opt] name sets it
 @treturn string name, or nil; with an argument, the task */
 static int task_name(lua_State *L) {
-  LTask *t = check_task(L);
+  LTask *t = aioL_check_task(L, 1);
   if (lua_isnoneornil(L, 2)) {
     aioL_push_name(L, t);
     return 1;
@@ -210,13 +199,15 @@ static int task_name(lua_State *L) {
 @function task:keep
 @treturn task itself */
 static int task_keep(lua_State *L) {
-  check_task(L)->keep = true;
+  LTask *t = aioL_check_task(L, 1);
   lua_settop(L, 1);
+  aioL_make_will(L, 1);
+  t->keep = true;
   return 1;
 }
 
 static int set_unref(lua_State *L, bool off) {
-  LTask *t = check_task(L);
+  LTask *t = aioL_check_task(L, 1);
   if (t->slot && !aioL_task_ended(t) && t->unref != off && !t->c->closed) aioL_live(t->c, true, off ? -1 : 1);
   t->unref = off;
   lua_settop(L, 1);
@@ -233,45 +224,51 @@ static int task_ref(lua_State *L) { return set_unref(L, false); }
 @treturn task itself */
 static int task_unref(lua_State *L) { return set_unref(L, true); }
 
+/* ---- wills ---- */
+
 /* Nobody will join it any more. This may be lua_close, so no Lua is entered: the end of the next turn reports it. */
-static void report_later(lua_State *L, LTask *t) { /* [-0, +0, m] the handle is at 1 */
+static void report_later(lua_State *L, LTask *t) { /* [-0, +0, m] the will is at 1 */
   lua_getiuservalue(L, 1, 1);
   t->slot = aioL_anchor(L, t->c, -1, t);
   lua_pop(L, 1);
   t->keep = false;
-  t->next_failed = t->c->failed; /* which takes over the handle's reference */
+  t->next_failed = t->c->failed;
   t->c->failed = t;
   aio_notify(t->c->core); /* there may be no other reason for a turn */
 }
 
-static int task_gc(lua_State *L) {
-  LTaskBox *box = aioL_check(L, 1, L_TASK);
-  LTask *t = box->t;
+/* What is anchored goes together with its context, which sees to it. */
+static int will_gc(lua_State *L) {
+  LWill *w = aioL_check(L, 1, L_WILL);
+  LTask *t = w->t;
   if (!t) return 0;
-  box->t = NULL;
-  if (t->slot) t->keep = false; /* nobody can join it any more: should it fail, or has it in this turn, that is reported */
-  if (t->state == L_BROKEN && !t->joined && t->keep && !t->c->closed && aioL_push_anchor(L, t->c)) {
-    lua_pop(L, 1);
-    report_later(L, t);
-  } else {
-    aioL_task_unref(t);
+  LContext *c = t->c;
+  w->t = NULL;
+  t->willed = false;
+  if (t->adopted && !t->slot) {
+    if (!aioL_task_ended(t)) t->state = L_CANCELLED; /* another finaliser may still find it */
+    aioL_task_drop(L, t);
   }
+  bool open = c->life == t->life && !c->closed && aioL_push_anchor(L, c);
+  if (open && !t->slot && t->state == L_BROKEN && !t->joined && t->keep) report_later(L, t);
+  if (t->adopted) aioL_context_unref(L, c);
   return 0;
 }
 
 static int task_tostring(lua_State *L) {
-  const LTaskBox *box = aioL_check(L, 1, L_TASK);
-  const char *state = !box->t ? "closed" : aioL_state_names[box->t->state];
-  lua_pushfstring(L, "aioloop.task (%s): %p", state, lua_topointer(L, 1));
+  const LTask *t = aioL_check_task(L, 1);
+  lua_pushfstring(L, "aioloop.task (%s): %p", aioL_state_names[t->state], lua_topointer(L, 1));
   return 1;
 }
 
 void aioL_open_task(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"join", task_join}, {"cancel", task_cancel}, {"status", task_status}, {"name", task_name},
     {"traceback", aioL_task_traceback}, {"info", aioL_task_info}, {"wake", aioL_task_wake}, {"keep", task_keep}, {"ref", task_ref}, {"unref", task_unref},
-    {"__gc", task_gc}, {"__tostring", task_tostring}, {NULL, NULL}};
+    {"__tostring", task_tostring}, {NULL, NULL}};
+  static const luaL_Reg wills[] = {{"__gc", will_gc}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"await", mod_await}, {NULL, NULL}};
   aioL_class(L, rt, L_TASK, methods);
+  aioL_class(L, rt, L_WILL, wills);
   lua_pushvalue(L, module);
   aioL_functions(L, rt, functions);
   lua_pop(L, 1);

@@ -25,10 +25,10 @@ static bool suspended(const LTask *t) {
 
 void aioL_revive(lua_State *L, LTask *t) {
   if (t->slot) return;
-  aioL_push_thread(L, t);
+  luaL_checkstack(L, 4, NULL);
+  aioL_push_task(L, t);
   t->slot = aioL_anchor(L, t->c, -1, t);
   lua_pop(L, 1);
-  t->refs++;
   if (!t->unref) t->c->live++;
 }
 
@@ -104,7 +104,7 @@ static int mod_wake(lua_State *L) { return wake_any(L, aioL_check_co(L, 1, aioL_
 @param ... what its suspend returns
 @treturn boolean true, or nil, "not suspended" */
 int aioL_task_wake(lua_State *L) {
-  aioL_check(L, 1, L_TASK);
+  aioL_check_task(L, 1);
   return wake_any(L, aioL_check_co(L, 1, aioL_current(L)), "task:wake");
 }
 
@@ -225,7 +225,7 @@ static int mod_self(lua_State *L) {
   if (!t || t->c->closed)
     luaL_pushfail(L);
   else
-    aioL_push_task(L, t);
+    luaL_checkstack(L, 4, NULL), aioL_push_task(L, t);
   return 1;
 }
 

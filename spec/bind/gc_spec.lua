@@ -264,6 +264,93 @@ describe("the collector", function()
     end
   end)
 
+  it("leaves a task usable when its context is gone and another has come in its place", function()
+    local list, err = {}, {}
+    for i = 1, 10 do
+      local ctx = aio.context()
+      local one, other = ctx:spawn(function() return i end), ctx:spawn(error, err):keep()
+      list[i] = { ended = one, failed = other, asleep = ctx:spawn(aio.sleep, 100) }
+      ctx:poll(false)
+      list[i].unborn = ctx:spawn(nop)
+    end
+    collect()
+    local contexts = {}
+    for i = 1, 10 do contexts[i] = aio.context() end
+    for i, task in ipairs(list) do
+      assert.same({ n = 2, true, i }, table.pack(task.ended:join()))
+      assert.same({ n = 2, false, err }, table.pack(task.failed:join()))
+      for _, name in ipairs { "asleep", "unborn" } do
+        local it = task[name]
+        local ok, why = it:join()
+        assert.is_false(ok)
+        assert.is_true(aio.is_cancelled(why))
+        assert.is_false(it:cancel())
+        assert.equal("cancelled", it:status())
+        assert.equal(it, it:keep():ref():unref())
+        assert.same({ nil, "not suspended" }, { it:wake() })
+        assert.equal(it, it:name "old")
+        assert.is_string(it:traceback())
+        assert.is_number(it:info().id)
+      end
+    end
+    list = nil -- luacheck: ignore
+    collect()
+    for _, ctx in ipairs(contexts) do
+      ctx:poll(false)
+      assert.same({ live = 0, tasks = 0 }, { live = ctx:stats().live, tasks = ctx:stats().tasks })
+      ctx:close()
+    end
+  end)
+
+  it("takes a coroutine that somebody joined and then was closed", function()
+    local ctx, weak = drivers.context(), setmetatable({}, { __mode = "v" })
+    local joiner, waits
+    do
+      local task
+      aio.default():close()
+      ctx:schedule(function()
+        aio.wake(coroutine.create(function()
+          task = aio.self()
+          weak.task = task
+          coroutine.yield()
+        end))
+      end)
+      ctx:poll(false)
+      joiner = ctx:spawn(function()
+        waits = coroutine.running()
+        local it = task
+        task = nil
+        return it:join(100)
+      end)
+      ctx:poll(false)
+    end
+    coroutine.close(waits)
+    waits = nil -- luacheck: ignore
+    collect()
+    for _ = 1, 3 do ctx:poll(false) end
+    collect()
+    assert.is_nil(weak.task)
+    assert.equal("cancelled", joiner:status())
+    drivers.cleanup()
+  end)
+
+  it("takes a task that was closed while it slept and was scheduled", function()
+    local ctx, co = drivers.context(), nil
+    ctx:spawn(function()
+      co = coroutine.running()
+      ctx:co_schedule(co)
+      aio.sleep(0.01)
+    end)
+    ctx:spawn(function() coroutine.close(co) end)
+    for _ = 1, 3 do ctx:poll(false) end
+    co = nil -- luacheck: ignore
+    collect()
+    local stop = aio.now() + 0.02
+    while aio.now() < stop do ctx:poll(0.005) end
+    assert.equal(0, ctx:stats().timers_armed)
+    drivers.cleanup()
+  end)
+
   it("takes a bottom half and a one-shot that have run, though they had scheduled themselves again before", function()
     local ctx, weak, runs = drivers.context(), setmetatable({}, { __mode = "v" }), 0
     do
@@ -290,7 +377,7 @@ describe("the collector", function()
 end)
 
 describe("finalisers", function()
-  -- Everything there is a __gc for, and timers, which do without.
+  -- Everything there is a __gc for, and timers and tasks, which do without.
   local objects = {
     context = function() return aio.context() end,
     ["busy context"] = function(_)
@@ -349,7 +436,7 @@ describe("finalisers", function()
 
   local function by_hand(object)
     local meta = getmetatable(object)
-    return (meta.__gc or meta.__close)(object)
+    return (meta.__gc or meta.__close or nop)(object)
   end
 
   local function exercise(object)
