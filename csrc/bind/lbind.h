@@ -51,9 +51,13 @@ typedef struct LRuntime {
   LScope *spare_scopes;      /* lscope.c: to be used again */
   uint64_t last_serial;      /* of scopes */
   struct LHold *spare_holds; /* lsync.c */
+  struct LTies *spare_ties;  /* lco.c */
   struct LGroup *cancelling; /* lgroup.c: the last of those whose members are to be cancelled, while that is going on */
   int spare_ticket;          /* registry: the ticket for the next polling wait, or false (lwait.c) */
   int contexts;              /* registry: table that keeps the LContexts */
+  int record;                /* registry: what lreport.c remembers of the task that has spawned last, or false */
+  lua_Integer record_of;     /* that task: id of its context */
+  uint32_t record_born;      /* and its number there */
   int objects;               /* registry: weak table, address of the struct (light) -> userdata that core events find by it */
   lua_State *lent;           /* runs the turns that the core takes by itself (vclock:advance); NULL: none is lent */
   LContext *erred;           /* collected an error in such a turn */
@@ -193,7 +197,6 @@ typedef struct LWaitOps {
 
 struct LTicket {
   LContext *c;
-  LTask *task;          /* NULL: waits by polling */
   const LWaitOps *ops;  /* NULL: nobody waits */
   void *op;             /* the operation's own */
   AioLink link;         /* in the queue of what it waits for */
@@ -201,6 +204,7 @@ struct LTicket {
   int at;               /* aio.suspend, when it is over: its results are above this place of the stack */
   uint32_t since;       /* ms, coarse: when the wait began */
   uint8_t outcome;
+  bool polls;           /* of no task: waits by polling */
   AioTimer timer;       /* timeout, or the sleep itself */
 };
 
@@ -231,13 +235,14 @@ typedef struct LHook {
   int mask, count;
 } LHook;
 
-/* What few tasks have. */
+/* What few tasks have, or not for long. */
 typedef struct LTies {
   LFlow flow;
   AioLink joiners;         /* tickets */
   struct LMember *member;  /* lgroup.c */
   AioLink held;            /* locks: LHold, lsync.c */
   LHook hook;              /* somebody else's, while a cancel needs its place (lscope.c) */
+  struct LTies *next_spare;
 } LTies;
 
 /* The userdata; user value 1 is the thread. While the task is spawned, scheduled or waits, it is anchored, and on the
@@ -248,17 +253,21 @@ struct LTask {
   LTicket ticket;
   lua_State *L;
   LTies *ties;        /* NULL: none */
-  LTask *next_failed; /* in c->failed */
+  union {
+    int nargs;          /* values on the waiting state's stack for the next resume */
+    LTask *next_failed; /* of one that has failed: in c->failed */
+  };
   uint32_t slot;      /* anchors it; 0: not anchored */
   uint32_t life;      /* of c: a later one is another context */
   uint32_t born;      /* counts the context's tasks */
-  int nargs;          /* values on the waiting state's stack for the next resume */
   uint8_t state;
   uint8_t ending;     /* how its body ended, or 0 */
   uint8_t raised;     /* how often a cancel was raised in it, up to 2 */
-  bool unref, keep, adopted, joined, cancelled;
-  bool willed;        /* has a will */
+  bool unref : 1, keep : 1, adopted : 1, joined : 1, cancelled : 1;
+  bool willed : 1;    /* has a will */
 };
+
+static inline LTask *aioL_task_of(LTicket *tk) { return tk->polls ? NULL : container_of(tk, LTask, ticket); }
 
 LTask *aioL_new_task(lua_State *L, LRuntime *rt);      /* [-0, +1, m] its thread and context are still to come */
 void aioL_begin_task(LTask *t, LContext *c, lua_State *co);
@@ -269,6 +278,7 @@ void aioL_take_joiners(LTask *t);                      /* [-0, +0, -] of one tha
 LTask *aioL_task_at(const LContext *c, uint32_t slot); /* NULL: free, or another kind of owner */
 LTies *aioL_try_ties(LTask *t);                      /* [-0, +0, -] made at first use; NULL: no memory */
 LTies *aioL_ties(lua_State *L, LTask *t);            /* [-0, +0, m] */
+void aioL_ties_free(lua_State *L, LRuntime *rt);     /* the spare ones */
 static inline bool aioL_task_ended(const LTask *t) { return t->state >= L_ENDED; }
 void aioL_finish(LContext *c, LTask *t, LState state);
 void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
@@ -417,6 +427,7 @@ void aioL_task_label(lua_State *L, LTask *t);        /* [-0, +1, m] "task 'name'
 void aioL_deadlock(lua_State *L, LContext *c);       /* [-0, +0, e] */
 int aioL_task_main(lua_State *L);                    /* body of every spawned task */
 void aioL_push_site(lua_State *L, LContext *c); /* [-0, +3, m] function and line that spawn, the record of the task that does */
+void aioL_forget_site(lua_State *L, const LTask *t); /* [-0, +0, -] it spawns no more */
 int aioL_traceback(lua_State *L);                    /* message handler of a task */
 void aioL_note(lua_State *L, lua_State *co);         /* [-0, +0, m] the error on top was raised in co */
 

@@ -47,8 +47,12 @@ static void take_joiners(LTask *t) {
 
 LTies *aioL_try_ties(LTask *t) {
   if (t->ties) return t->ties;
-  LTies *ties = aioL_alloc(t->c->rt->main, NULL, 0, sizeof *ties);
-  if (!ties) return NULL;
+  LRuntime *rt = t->c->rt;
+  LTies *ties = rt->spare_ties;
+  if (ties)
+    rt->spare_ties = ties->next_spare;
+  else if (!(ties = aioL_alloc(rt->main, NULL, 0, sizeof *ties)))
+    return NULL;
   *ties = (LTies){.member = NULL};
   list_init(&ties->joiners);
   list_init(&ties->held);
@@ -60,14 +64,26 @@ LTies *aioL_ties(lua_State *L, LTask *t) {
   return t->ties;
 }
 
+static void drop_locks(LContext *c, LTask *t) {
+  if (t->ties && !list_empty(&t->ties->held)) aioL_locks_drop(c, t);
+}
+
 static void untie(lua_State *L, LTask *t) {
   LTies *ties = t->ties;
   if (!ties) return;
-  aioL_locks_drop(t->c, t); /* it has closed its context, and then locked */
+  drop_locks(t->c, t); /* it has closed its context, and then locked */
   for (LWrap *w = ties->flow.wrap; w; w = w->outer) aioL_scopes_drop(L, &w->scopes), w->running = false;
   aioL_scopes_drop(L, &ties->flow.scopes);
-  aioL_alloc(L, ties, sizeof *ties, 0);
+  ties->next_spare = t->c->rt->spare_ties;
+  t->c->rt->spare_ties = ties;
   t->ties = NULL;
+}
+
+void aioL_ties_free(lua_State *L, LRuntime *rt) {
+  for (LTies *ties; (ties = rt->spare_ties);) {
+    rt->spare_ties = ties->next_spare;
+    aioL_alloc(L, ties, sizeof *ties, 0);
+  }
 }
 
 /* stack: task (light). Puts the traceback above the error on the thread's stack, and runs its <close> variables. */
@@ -150,13 +166,14 @@ void aioL_finish(LContext *c, LTask *t, LState state) {
   abandon_wait(L, t); /* it was closed behind our back */
   if (aio_co_scheduled_by(&t->co)) aio_co_close(&t->co); /* it had scheduled itself, and then ended */
   if (!t->unref) c->live--;
+  aioL_forget_site(L, t);
   if (state == L_BROKEN && !t->ending) begin_burial(c, t);
   if (c->closed) { /* by a <close> variable */
     if (t->state == L_BROKEN) report_orphan(c, t);
     return;
   }
   take_joiners(t);
-  if (t->ties) aioL_locks_drop(c, t);
+  drop_locks(c, t);
   if (!c->closed)
     leave_loop(L, c, t);
   else if (t->state == L_BROKEN) /* on_error, told of a lock, has closed it */
@@ -296,7 +313,7 @@ LTask *aioL_task_at(const LContext *c, uint32_t slot) {
 void aioL_take_joiners(LTask *t) {
   for (LTicket *tk; t->ties && (tk = aioL_ticket_first(&t->ties->joiners));) {
     aioL_take_quietly(tk, L_DONE, 0);
-    if (tk->task) aio_co_schedule(&tk->task->co, tk->ops->name);
+    if (!tk->polls) aio_co_schedule(&aioL_task_of(tk)->co, tk->ops->name);
   }
 }
 
@@ -310,7 +327,8 @@ void aioL_tasks_drop(lua_State *L, LContext *c) {
     if (!aioL_task_ended(t)) t->state = L_CANCELLED;
     aioL_ticket_abandon(L, &t->ticket); /* what it was given, and has not seen, goes to others */
     aioL_take_joiners(t);
-    if (t->ties) aioL_locks_drop(c, t);
+    aioL_forget_site(L, t);
+    drop_locks(c, t);
     if (t->ties && t->ties->member) aioL_member_ended(c, t);
     if (!runs) untie(L, t); /* else what runs still looks at it */
     aio_co_close(&t->co); /* the core still holds the scheduled ones, and t may go now */

@@ -57,7 +57,7 @@ bool aioL_push_anchor(lua_State *L, LContext *c) {
     lua_pop(L, 2);
     return false;
   }
-  lua_remove(L, -2);
+  lua_replace(L, -2);
   return true;
 }
 
@@ -73,7 +73,7 @@ void aioL_push_side(lua_State *L, LContext *c) {
     return;
   }
   lua_rawgeti(L, -1, 0);
-  lua_remove(L, -2);
+  lua_replace(L, -2);
 }
 
 void aioL_check_open(lua_State *L, const LContext *c) {

@@ -204,6 +204,7 @@ static int runtime_gc(lua_State *L) {
   aioL_contexts_drop(L, rt);
   aioL_scopes_free(L, rt);
   aioL_holds_free(L, rt);
+  aioL_ties_free(L, rt);
   aioL_paths_drop(rt);
   if (rt->vclock) aio_vclock_free(rt->vclock);
   rt->vclock = NULL;
@@ -229,6 +230,8 @@ static LRuntime *new_runtime(lua_State *L) { /* [-0, +0, m] */
   rt->contexts = luaL_ref(L, LUA_REGISTRYINDEX);
   lua_pushboolean(L, 0);
   rt->spare_ticket = luaL_ref(L, LUA_REGISTRYINDEX);
+  lua_pushboolean(L, 0);
+  rt->record = luaL_ref(L, LUA_REGISTRYINDEX);
   lua_setfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
   return rt;
 }

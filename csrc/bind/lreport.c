@@ -52,8 +52,8 @@ static bool push_site_of(lua_State *L, const LTask *t) { /* [-0, +3 or 0, m] */
   return true;
 }
 
-/* The record {function, line, spawner's record, length of the chain, id} of a task that spawns. */
-static void push_record(lua_State *L, LTask *t) { /* [-0, +1, m] or nil */
+/* Made at its first spawn: {function, line, spawner's record, length of the chain, id} */
+static void make_record(lua_State *L, LTask *t) { /* [-0, +1, m] or nil */
   aioL_push_weak(L, t->c, SIDE_SITES, "k");
   aioL_push_thread(L, t);
   if (lua_rawget(L, -2) == LUA_TNIL && push_site_of(L, t)) { /* stack: sites, nil, function, line, up */
@@ -77,6 +77,29 @@ static void push_record(lua_State *L, LTask *t) { /* [-0, +1, m] or nil */
     lua_rawset(L, -4);
   }
   lua_remove(L, -2);
+}
+
+/* Of a task that spawns. */
+static void push_record(lua_State *L, LTask *t) { /* [-0, +1, m] or false */
+  LRuntime *rt = t->c->rt;
+  if (rt->record_of == t->c->id && rt->record_born == t->born) {
+    lua_rawgeti(L, LUA_REGISTRYINDEX, rt->record);
+    return;
+  }
+  make_record(L, t);
+  if (lua_isnil(L, -1)) lua_pop(L, 1), lua_pushboolean(L, 0); /* its place in the registry must stay */
+  lua_pushvalue(L, -1);
+  lua_rawseti(L, LUA_REGISTRYINDEX, rt->record);
+  rt->record_of = t->c->id;
+  rt->record_born = t->born;
+}
+
+void aioL_forget_site(lua_State *L, const LTask *t) {
+  LRuntime *rt = t->c->rt;
+  if (rt->record_of != t->c->id || rt->record_born != t->born) return;
+  lua_pushboolean(L, 0);
+  lua_rawseti(L, LUA_REGISTRYINDEX, rt->record);
+  rt->record_of = 0;
 }
 
 void aioL_push_site(lua_State *L, LContext *c) {

@@ -12,11 +12,12 @@
 LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who) {
   luaL_checktype(L, first, LUA_TFUNCTION);
   int n = lua_gettop(L) - first + 1, at = first + n; /* of the task */
-  luaL_checkstack(L, n + 12, "too many arguments");
+  bool many = n > LUA_MINSTACK - 12; /* else there is room enough: asking costs */
+  if (many) luaL_checkstack(L, n + 12, "too many arguments");
   LTask *t = aioL_new_task(L, c->rt);
   lua_State *co = lua_newthread(L);
   lua_setiuservalue(L, at, 1);
-  if (!lua_checkstack(co, n + 10)) luaL_error(L, "too many arguments");
+  if (many && !lua_checkstack(co, n + 12)) luaL_error(L, "too many arguments");
   lua_pushvalue(L, at);
   aioL_push_site(L, c); /* stack: fn, args..., task, task, the site */
   aioL_check_open(L, c); /* a finaliser may have closed it */
@@ -44,7 +45,6 @@ LTask *aioL_spawn(lua_State *L, LContext *c, int first, const char *who) {
 @param ... its arguments
 @treturn task */
 static int mod_spawn(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TFUNCTION);
   aioL_spawn(L, aioL_current(L), 1, "aio.spawn");
   return 1;
 }

@@ -89,7 +89,7 @@ static void pass_on(LLock *l) {
     bool retakes = tk->at >= RETAKES;
     int mode = retakes ? WRITE : tk->at;
     if (!compatible(l, mode)) return;
-    hold(tk->op, tk->task, mode);
+    hold(tk->op, aioL_task_of(tk), mode);
     LOutcome outcome = retakes ? (LOutcome)(tk->at - RETAKES) : L_DONE;
     tk->at = LOCKED;
     aioL_take_later(tk, outcome, 0);
@@ -106,8 +106,8 @@ static void release(LHold *h) {
 void aioL_lock_revoke(lua_State *L, LTicket *tk) {
   UNUSED(L);
   LHold *h = tk->op;
-  LTies *ties = tk->task ? tk->task->ties : NULL;
-  bool held = !tk->task && list_linked(&h->in_lock);
+  LTies *ties = tk->polls ? NULL : aioL_task_of(tk)->ties;
+  bool held = tk->polls && list_linked(&h->in_lock);
   for (AioLink *l = ties ? ties->held.next : NULL; l && l != &ties->held; l = l->next) held |= l == &h->in_task;
   if (held) release(h);
 }
@@ -330,7 +330,7 @@ bool aioL_mutex_retake(LTicket *tk, LOutcome outcome) {
   list_unlink(&tk->link);
   if (tk->c->core) aio_timer_disarm(&tk->timer);
   if (list_empty(&m->queue) && compatible(m, WRITE)) {
-    hold(h, tk->task, WRITE);
+    hold(h, aioL_task_of(tk), WRITE);
     tk->at = LOCKED;
     return true;
   }

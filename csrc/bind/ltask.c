@@ -117,14 +117,16 @@ static int join(lua_State *L, const LWaitOps *ops) {
   LTask *t = aioL_check_task(L, 1);
   int64_t timeout = aioL_opt_ns(L, 2);
   lua_settop(L, 1);
-  if (t->L == L || (aioL_runtime(L)->task == t)) return luaL_error(L, "a task cannot join itself");
-  aioL_checkpoint(L);
+  LContext *c = t->c;
+  LRuntime *rt = c->rt;
+  if (t->L == L || rt->task == t) return luaL_error(L, "a task cannot join itself");
+  if (!rt->task || aioL_task_ended(t)) aioL_checkpoint(L); /* else aioL_ticket sees to it */
   if (aioL_task_ended(t)) {
     int n = aioL_task_results(L, t, ops == &await_ops);
     return ops == &await_ops ? n - 1 : n;
   }
   LTies *ties = aioL_ties(L, t);
-  LTicket *tk = aioL_ticket(L, t->c->rt->task ? aioL_current(L) : t->c, ops);
+  LTicket *tk = aioL_ticket(L, rt->task ? aioL_current(L) : c, ops);
   if (t->ties != ties) { /* a finaliser has just closed its context */
     aioL_ticket_drop(tk);
     return aioL_task_results(L, t, ops == &await_ops);

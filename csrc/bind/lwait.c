@@ -152,7 +152,7 @@ LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
   }
   aioL_check_open(L, c); /* a finaliser may have closed it just now */
   tk->c = c;
-  tk->task = t;
+  tk->polls = !t;
   tk->ops = ops;
   tk->outcome = L_PENDING;
   tk->link = (AioLink){NULL, NULL};
@@ -186,13 +186,13 @@ bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err) {
 
 bool aioL_take(LTicket *tk, LOutcome outcome, int err) {
   if (!aioL_take_quietly(tk, outcome, err)) return false;
-  if (tk->task) aioL_wake_task(tk->task, tk->ops->name); /* scheduled already: it will be entered anyway */
+  if (!tk->polls) aioL_wake_task(aioL_task_of(tk), tk->ops->name); /* scheduled already: it will be entered anyway */
   return true;
 }
 
 bool aioL_take_later(LTicket *tk, LOutcome outcome, int err) {
   if (!aioL_take_quietly(tk, outcome, err)) return false;
-  if (tk->task) aioL_wake_later(tk->task, tk->ops->name);
+  if (!tk->polls) aioL_wake_later(aioL_task_of(tk), tk->ops->name);
   return true;
 }
 
@@ -253,10 +253,11 @@ int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns) {
       luaL_error(L, "not enough memory");
     }
   }
-  if (!tk->task) return poll_until_taken(L, tk);
+  if (tk->polls) return poll_until_taken(L, tk);
   if (tk->outcome != L_PENDING) return results(L, tk);
-  tk->task->state = L_WAITING;
-  return aioL_suspend(L, tk->task, (lua_KContext)tk, resumed);
+  LTask *t = aioL_task_of(tk);
+  t->state = L_WAITING;
+  return aioL_suspend(L, t, (lua_KContext)tk, resumed);
 }
 
 /* ---- the waits that need nothing but a ticket ---- */
