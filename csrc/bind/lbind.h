@@ -80,6 +80,7 @@ struct LContext {
   LRuntime *rt;
   lua_State *L;       /* runs the callbacks of the innermost turn; NULL: none is running */
   int base;           /* L's stack: anchor table at base, message handler at base + 1 */
+  const void *anchor; /* address of the anchor table */
   lua_Integer id;
   uint32_t refs;
   uint32_t life;      /* contexts it has been before */

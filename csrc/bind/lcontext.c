@@ -113,7 +113,10 @@ static void free_slot(LContext *c, uint32_t *slot) {
 
 void aioL_unanchor(lua_State *L, LContext *c, uint32_t *slot) {
   if (!*slot) return;
-  if (aioL_push_anchor(L, c)) {
+  if (L == c->L && lua_topointer(L, c->base) == c->anchor) { /* else a wake from within a callback has a frame of its own */
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, c->base, *slot);
+  } else if (aioL_push_anchor(L, c)) {
     lua_pushboolean(L, 0);
     lua_rawseti(L, -2, *slot);
     lua_pop(L, 1);
@@ -148,6 +151,7 @@ static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioCl
   *box = (LContextBox){.magic = &aioL_context_magic};
   aioL_set_class(L, rt, L_CONTEXT);
   lua_createtable(L, 4, 1); /* anchor */
+  const void *anchor = lua_topointer(L, -1);
   lua_createtable(L, 8, 0); /* side */
   lua_newtable(L);
   lua_rawseti(L, -2, SIDE_ERRORS);
@@ -174,6 +178,7 @@ static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioCl
   }
   rt->spare = c->next_spare;
   *c = (LContext){.core = core, .rt = rt, .id = rt->last_id, .refs = 1, .life = c->life, .next_made = c->next_made};
+  c->anchor = anchor;
   c->clock = clock;
   c->glib = LUA_NOREF;
   list_init(&c->flights);

@@ -97,7 +97,7 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise) {
   if (t->state == L_ENDED) {
     int n = lua_gettop(t->L);
     luaL_checkstack(L, n + 2, "too many results");
-    luaL_checkstack(t->L, n + 2, "too many results");
+    if (n > LUA_MINSTACK / 2 - 2) luaL_checkstack(t->L, n + 2, "too many results"); /* else there is room: asking costs */
     lua_pushboolean(L, 1);
     for (int i = 1; i <= n; i++) lua_pushvalue(t->L, i);
     lua_xmove(t->L, L, n);
