@@ -101,10 +101,10 @@ static void expect_answers(Laio *a) {
     aio_bh_schedule_idle(&a->bh); /* now and then */
 }
 
-static void refuse(Laio *a, AioFileOp *op) {
+static void refuse(Laio *a, AioFileOp *op, int rc) {
   list_unlink(&op->link);
   a->nwaiting--;
-  aio__file_leg_refused(op, a->notifier.wfd < 0);
+  aio__file_leg_refused(op, a->notifier.wfd < 0 || rc == -ENOSYS || rc == -EPERM);
 }
 
 /* One batch. Returns how many were taken or refused; 0: no more now. */
@@ -128,7 +128,7 @@ static int hand_over(Laio *a) {
   a->full = (rc == -EAGAIN || rc == 0) && a->used > 0;
   if (a->full) return 0;
   if (rc == -EINTR) return 1;
-  if (rc <= 0) return refuse(a, op_at(a->waiting.next)), 1; /* the first of them; or there is no answer to wait for */
+  if (rc <= 0) return refuse(a, op_at(a->waiting.next), rc), 1; /* the first of them; or there is no answer to wait for */
   for (int i = 0; i < rc; i++) {
     AioFileOp *op = op_at(a->waiting.next);
     list_unlink(&op->link);
