@@ -5,7 +5,7 @@
 local measure = require "measure"
 local aio = require "aioloop"
 local pair = require "limit_pair"
-local ctx, read, write = aio.default(), pair.read, pair.write
+local ctx, read, write = assert(aio.context {backend = os.getenv "AIO_BACKEND"}), pair.read, pair.write
 
 -- Reads from `from`, writes what came to `to`; after `hops` messages nothing is passed on.
 local function pass(state, from, to)
