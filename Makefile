@@ -117,13 +117,13 @@ tsan:
 	$(MAKE) --no-print-directory check-c BUILD=build-tsan SAN=-fsanitize=thread
 
 # What allocates in C; under valgrind the rest takes too long, and asan, which knows leaks too, runs all of it.
-grounds = bh timer wait watch cancel scope group wrap queue pool signal
+grounds = bh timer wait watch cancel scope group wrap queue pool signal buffer
 valgrind:
 	@RUN="valgrind -q --leak-check=full --errors-for-leak-kinds=definite --keep-debuginfo=yes --error-exitcode=9" \
 	SPEC_SECONDS=280 BUSTED="--exclude-tags=slow $(grounds:%=spec/bind/%_spec.lua)" $(MAKE) --no-print-directory check-lua
 
 # The specs of what waits, with the collector at work at every step.
-waits = matrix cancel scope group wrap sync queue random
+waits = matrix cancel scope group wrap sync queue random file buffer
 gc: $(module) $(spec_helpers)
 	@for mode in generational incremental; do \
 	  echo "$$mode:"; \
@@ -137,8 +137,9 @@ $(BUILD)/torture: spec/torture/host.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) $(warnings) $(lua_cflags) -o $@ $< -Wl,-E -llua5.4
 
 torture: $(module) $(BUILD)/torture
-	$(BUILD)/torture spec/torture/life.lua pair
-	$(BUILD)/torture spec/torture/life.lua persist
+	for life in life files; do for mode in pair persist; do \
+	  $(BUILD)/torture spec/torture/$$life.lua $$mode || exit 1; \
+	done; done
 
 lint: luacheck cppcheck
 
