@@ -198,6 +198,7 @@ typedef struct AioWatch {
   bool lost;         /* the fd was closed behind our back; set before `ready` is called for the last time */
   bool nests;        /* set after opening: a turn inside of `ready` may call it again, which else it is spared */
   uint32_t seq;
+  uint32_t gen;      /* of the registration that it had */
 } AioWatch;
 
 /* Calls `ready` in every turn that finds fd ready in direction dir (read: IN, HUP or ERR; write: OUT, ERR, or HUP without
@@ -206,6 +207,9 @@ typedef struct AioWatch {
  * -EEXIST: the direction has a watch; -EPERM: an fd that cannot be watched, such as a regular file; -EBADF, -ELOOP,
  * -ENOMEM, -ENOSPC, -ESHUTDOWN. */
 int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque);
+/* The same for a watch that was open before on the same fd, which nobody else has closed meanwhile, and is all zero at
+ * first: while the kernel still has its registration, nothing is asked of it. */
+int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque);
 void aio_watch_close(AioWatch *w);
 static inline bool aio_watch_is_open(const AioWatch *w) { return w->ctx != NULL; }
 
@@ -398,6 +402,88 @@ int aio_resolve(AioContext *ctx, AioResolve *r, AioFn *done);
 bool aio_resolve_next(const AioResolve *r, const void **at, AioAddress *out);
 const char *aio_resolve_error(const AioResolve *r);
 void aio_resolve_free(AioResolve *r);
+
+/* ---- streams ----------------------------------------------------------------------------------------------- */
+
+typedef struct AioPiece { /* laid out as a struct iovec */
+  const void *data;
+  size_t len;
+} AioPiece;
+
+typedef struct AioStream {
+  AioInput in;          /* arrived, and not taken yet; no memory while there is nothing */
+  int fd;               /* -1: closed */
+  int16_t error;        /* -errno that ended reading, or 0 */
+  uint8_t chunk;        /* log2 of how many bytes are asked for next */
+  bool socket : 1;
+  bool eof : 1;         /* there will be no more */
+  bool drained : 1;     /* the last read found no more than it got: to try again now would be in vain */
+  bool restore : 1;     /* was blocking when it was adopted, and will be so again */
+} AioStream;
+
+/* Takes a non-blocking fd, which aio_stream_close closes. */
+void aio_stream_open(AioStream *s, int fd, bool socket);
+void aio_stream_close(AioStream *s); /* twice is fine */
+void aio_stream_forget(AioStream *s); /* as close, and the fd stays as it is */
+/* Takes an fd of somebody else's: makes it non-blocking, or with `copy` a duplicate of it. 0, -EINVAL: what is no stream
+ * (a file, a directory, a socket of datagrams), -EBADF, -EMFILE. */
+int aio_stream_adopt(AioStream *s, int fd, bool copy);
+/* Reads past the input: bytes, 0 at the end, -EAGAIN, -errno. */
+int64_t aio_stream_read(AioStream *s, void *buf, size_t len);
+/* Reads into the input, a chunk, or more if so much is wanted; also -ENOMEM, which is not the end. */
+int64_t aio_stream_fill(AioStream *s, size_t want);
+void aio_stream_take(AioStream *s, size_t n); /* from the input */
+/* Writes what the kernel takes at once: bytes, -EAGAIN, -errno. No SIGPIPE. */
+int64_t aio_stream_write(AioStream *s, const AioPiece *v, size_t n);
+int aio_stream_shutdown(AioStream *s); /* its writing half */
+/* Steps over n bytes of the pieces; returns how many pieces are through, the next is shortened. */
+size_t aio_pieces_skip(AioPiece *v, size_t count, size_t n);
+/* Whether a stream may be tried without waiting: so many times for each callback or coroutine entry, so that who always
+ * finds something lets others run. */
+bool aio_may_try(AioContext *ctx);
+
+typedef struct AioSockaddr {
+  uint32_t len;
+  _Alignas(8) char data[128]; /* a struct sockaddr */
+} AioSockaddr;
+
+typedef struct AioSocketOptions {
+  int backlog;
+  bool reuseaddr, reuseport, nodelay;
+  int keepalive;    /* seconds of silence before the first probe; -1: none, 0: the system's */
+  int v6only;       /* -1: the system's */
+} AioSocketOptions;
+
+typedef struct AioListener {
+  int fd;
+  uint64_t dev, ino; /* of the path that it made; 0: none */
+} AioListener;
+
+enum { AIO_NAME_MAX = 112 };
+
+/* A path; "@name" and "\0name" are names in the abstract namespace. -ENAMETOOLONG, -EINVAL: none, or a zero byte in it. */
+int aio_sockaddr_path(AioSockaddr *a, const char *path, size_t len);
+int aio_sockaddr_numeric(AioSockaddr *a, const char *host, int port); /* -EINVAL: not an address in numbers */
+/* Mixes the families, so that one that leads nowhere holds up the other no longer than one attempt. */
+void aio_sockaddr_interleave(AioSockaddr *list, unsigned n);
+/* The name of a socket, or of its peer: length of the text, *port is -1 for a path; -errno. */
+int aio_socket_name(int fd, bool peer, char text[AIO_NAME_MAX], int *port);
+int aio_socket_listen(AioListener *l, const AioSockaddr *a, const AioSocketOptions *o);
+void aio_socket_unlisten(AioListener *l, bool keep_fd); /* closes it, and removes its path */
+/* fd with the listener's options, -EAGAIN: nobody is there, -errno. What befell only the one that was to be accepted is passed over. */
+int aio_socket_accept(int fd);
+void aio_socket_close(int fd); /* an accepted one that nobody wants */
+int aio_socket_pair(int fds[2]);
+int aio_pipe_pair(int fds[2]); /* to read, to write */
+
+typedef struct AioConnect AioConnect;
+
+/* Tries the addresses in their order, each when the one before has failed or is 250 ms old; the first that answers wins.
+ * 1: over; 0: done(opaque) will be called in a turn; -ENOMEM, -ESHUTDOWN. The list is copied. */
+int aio_connect(AioConnect **out, AioContext *ctx, const AioSockaddr *list, unsigned n, const AioSocketOptions *o, AioFn *done,
+                void *opaque);
+int aio_connect_result(AioConnect *k); /* fd, now the caller's; or -errno of the first attempt */
+void aio_connect_free(AioConnect *k);  /* at any time: closes what is not the caller's; NULL is fine */
 
 /* ---- GSource ----------------------------------------------------------------------------------------------- */
 

@@ -21,7 +21,7 @@
 
 typedef enum LKind {
   L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_SIGNAL, L_CANCEL, L_WRAP, L_GROUP, L_WILL,
-  L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_BUFFER, L_FILE, L_KINDS
+  L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_BUFFER, L_FILE, L_STREAM, L_SERVER, L_KINDS
 } LKind;
 
 typedef struct LContext LContext;
@@ -374,6 +374,34 @@ void aioL_buffer_filled(LBuffer *b, LBlock *block, size_t len); /* and b is told
 const char *aioL_check_bytes(lua_State *L, int idx, size_t *len);
 int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] */
 
+/* ---- lstream.c, lread.c, lwrite.c: streams ---- */
+
+typedef struct LStream {
+  AioStream s;
+  AioWatch watch;            /* of who waits to read */
+  const AioContext *watched; /* where it was last open */
+  LTicket *reader;           /* who reads, until its results have been fetched */
+  struct LReading *reading;  /* what it wants, if that is pieces; memory for the next one when nobody reads */
+  struct LOut *out;          /* what is to be written; NULL: nothing */
+  int64_t timeout;           /* of each operation */
+  uint32_t bound;            /* so many bytes may be queued without waiting */
+  uint16_t uses;             /* counts changes of the input */
+  int16_t write_error;       /* -errno: a part of what was to be written is lost */
+} LStream;
+
+LStream *aioL_stream_new(lua_State *L);                  /* [-0, +1, m] closed; aio_stream_open opens it */
+void aioL_stream_close(LStream *s, bool keep_fd);        /* [-0, +0, -] wakes who waits */
+void aioL_read_close(LStream *s);                        /* the reader has nil, "closed" */
+void aioL_write_close(LStream *s);                       /* and so have the writers; what is queued is dropped */
+int aioL_closed(lua_State *L);                           /* [-0, +2, -] nil, "closed" */
+int aioL_timed_out(lua_State *L);                        /* [-0, +2, -] nil, "timeout" */
+int aioL_unwatchable(lua_State *L, int fd, int rc);      /* [-0, +3, e] why an fd cannot be waited for */
+LContext *aioL_waits_in(lua_State *L);                   /* [-0, +0, e] an error where waiting is impossible or cancelled */
+void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o); /* [-0, +0, v] of a table, or nil */
+int64_t aioL_opt_timeout(lua_State *L, int idx);         /* [-0, +0, v] field of a table, or nil */
+bool aioL_field(lua_State *L, int idx, const char *name); /* [-0, +1, -] raw; false: nil */
+extern const luaL_Reg aioL_read_methods[], aioL_write_methods[];
+
 /* ---- lscope.c: cancelling, and scopes ---- */
 
 struct LScope {
@@ -452,7 +480,8 @@ void aioL_member_ended(LContext *c, LTask *t); /* its group takes note */
 
 typedef void LOpen(lua_State *L, LRuntime *rt, int module); /* [-0, +0, m] the module's functions table is at `module` */
 LOpen aioL_open_context, aioL_open_run /* after the class */, aioL_open_bh, aioL_open_timer, aioL_open_watch, aioL_open_signal,
-  aioL_open_pool, aioL_open_resolve, aioL_open_buffer, aioL_open_file, aioL_open_files, aioL_open_spawn, aioL_open_wake,
+  aioL_open_pool, aioL_open_resolve, aioL_open_buffer, aioL_open_file, aioL_open_files,
+  aioL_open_streams, aioL_open_server, aioL_open_connect, aioL_open_spawn, aioL_open_wake,
   aioL_open_task, aioL_open_scope, aioL_open_wrap, aioL_open_sync, aioL_open_condition, aioL_open_queue, aioL_open_group,
   aioL_open_wait, aioL_open_source;
 /* Adds functions that know the runtime to the table on top of the stack. */

@@ -41,7 +41,7 @@ void *aioL_test(lua_State *L, int idx, LKind kind) {
 static const char *const class_names[L_KINDS] = {
   "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.signal", "aioloop.cancelled", "aioloop.wrap",
   "aioloop.group", "aioloop.will", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue",
-  "aioloop.buffer", "aioloop.file"};
+  "aioloop.buffer", "aioloop.file", "aioloop.stream", "aioloop.server"};
 
 const char *aioL_kind_name(LKind kind) { return class_names[kind] + sizeof "aioloop." - 1; }
 
@@ -266,6 +266,7 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_wait(L, rt, 1);
   aioL_open_source(L, rt, 1);
   aioL_open_files(L, rt, 1);
+  aioL_open_streams(L, rt, 1);
   lua_settop(L, 1);
   return 1;
 }

@@ -5,7 +5,8 @@
  * Threads  home.
  * Owner    the caller; a watch is unlinked before `ready` is called and not touched after, so it may close itself.
  * Keep     closing a watch leaves the kernel's registration until it next reports: a wait per message would pay for it.
- *          So opening always verifies with the kernel: the number may belong to another file by now.
+ *          So opening always verifies with the kernel: the number may belong to another file by now. Opening again
+ *          trusts the registration that the watch had; the search for closed fds finds those that it should not have.
  *          A handler that is on the C stack is masked when it is found ready, so that a nested turn can sleep. */
 #include <errno.h>
 #include <fcntl.h>
@@ -58,6 +59,13 @@ static int grow_table(AioContext *ctx, int fd) {
   return rc;
 }
 
+static void attach(AioWatch *w, AioContext *ctx, AioFdEntry *e) {
+  e->w[w->dir] = w;
+  w->ctx = ctx;
+  ctx->nwatches++;
+  aio__kick(ctx);
+}
+
 int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque) {
   *w = (AioWatch){.ready = ready, .test = test, .opaque = opaque, .fd = fd, .dir = (uint8_t)dir};
   if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
@@ -72,11 +80,24 @@ int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *read
   if (rc < 0) return rc;
   if (rc > 0) lose_both(ctx, e);
   if (e->w[dir]) return -EEXIST;
-  e->w[dir] = w;
-  w->ctx = ctx;
-  ctx->nwatches++;
+  w->gen = e->gen;
   if (test) list_append(&ctx->testers, &w->testers);
-  aio__kick(ctx);
+  attach(w, ctx, e);
+  return 0;
+}
+
+/* The registration that it had is there still: so the number is still the file's, unless somebody else has closed it. */
+static bool still_registered(const AioContext *ctx, const AioWatch *w, int fd, AioDir dir) {
+  if (w->fd != fd || !w->gen || (uint32_t)fd >= ctx->nfds) return false;
+  const AioFdEntry *e = &ctx->fds[fd];
+  return e->gen == w->gen && e->in_kernel && e->kernel & wanted_bit[dir] && !e->w[dir];
+}
+
+int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque) {
+  if (!still_registered(ctx, w, fd, dir)) return aio_watch_open(w, ctx, fd, dir, ready, NULL, opaque);
+  w->ready = ready;
+  w->opaque = opaque;
+  attach(w, ctx, &ctx->fds[fd]);
   return 0;
 }
 

@@ -129,6 +129,8 @@ struct AioContext {
   unsigned ring_entries, laio_batch; /* as the options have it */
   unsigned own_watches;          /* home: those of the engines, which by themselves wake nobody */
   size_t inline_left;            /* home: bytes that may still be read or written at once in this turn */
+  uint64_t try_run;              /* home: stream.c: what ran when a stream was last tried */
+  unsigned tries;
   AioDeferred *deferred;         /* home: defer.c */
   uint32_t ndeferred, deferred_cap;
   AioLink defer_runs;            /* home: lists taken away and being run */
@@ -228,6 +230,10 @@ void aio__file_leg_over(AioFileOp *op, int64_t result); /* bytes, or -errno; may
 /* Each with its `word`; bh calls this again for what is left, and is cancelled if that is nothing. false: ctx was closed. */
 bool aio__file_legs_over(AioLink *over, AioBH *bh);
 void aio__file_leg_refused(AioFileOp *op, bool all); /* another engine is to do it; all: and all that comes */
+
+/* sockaddr.c */
+int aio__socket_connect(const AioSockaddr *a, const AioSocketOptions *o, int *fd); /* *fd < 0: none was made */
+int aio__socket_error(int fd); /* 0: connected; -EINPROGRESS; -errno */
 
 /* source.c */
 void aio__source_drop(AioContext *ctx);

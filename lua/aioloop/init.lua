@@ -14,6 +14,7 @@ for file, names in pairs {
   ["aioloop.combine"] = { "gather", "race", "map", "from_callback" },
   ["aioloop.report"] = { "tasks", "dump", "dump_on" },
   ["aioloop.file"] = { "open", "buffer", "readfile", "writefile" },
+  ["aioloop.stream"] = { "connect", "listen", "pipe", "socketpair", "stream" },
 } do
   for _, name in ipairs(names) do
     aio[name] = function(...)
@@ -24,7 +25,7 @@ for file, names in pairs {
 end
 
 aio.glib_iterate = nil -- see aioloop.glib
-aio.files = nil -- see aioloop.file
+aio.files, aio.streams = nil, nil -- see aioloop.file and aioloop.stream
 local call = core.call
 aio.call = nil -- aio(fn, ...) is aio.run(fn, ...)
 

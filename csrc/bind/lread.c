@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: MIT
+ * Reading from streams.
+ *
+ * Way      read -> look: are the pieces in what has arrived? -> aio_stream_fill, look -> ticket, watch -> on_readable: fill,
+ *          look -> results: pieces.  readsome, readinto -> aio_stream_read at once -> ticket, watch -> on_readable ->
+ *          results: aio_stream_read into the result itself
+ * Owner    what a reader wants is in stream->reading, its delimiters copied: its own stack may be gone before the ticket.
+ * Keep     nothing is taken from what has arrived before the results are made, so that a reader who gives up loses no byte.
+ *          After a read that found less than it asked for, waiting comes first: another would find nothing. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lbind.h"
+
+/*** Streams: connections, pipes, terminals.
+@module aioloop.stream */
+
+enum { SCRATCH = 64 << 10 };
+
+typedef struct LReading {
+  size_t cap;         /* bytes of this */
+  size_t n, found;    /* pieces */
+  size_t used;        /* bytes of the input that those found take */
+  AioWant wants[];    /* behind them the delimiters */
+} LReading;
+
+/* ---- waiting ---- */
+
+void aioL_read_close(LStream *s) {
+  LTicket *tk = s->reader;
+  s->reader = NULL;
+  if (tk && !aioL_take_later(tk, L_CLOSED, 0)) tk->op = NULL; /* decided already: its results find no stream */
+  aio_watch_close(&s->watch);
+  free(s->reading);
+  s->reading = NULL;
+}
+
+static void leave(LTicket *tk) {
+  LStream *s = tk->op;
+  if (!s) return;
+  aio_watch_close(&s->watch);
+  if (tk->outcome != L_DONE) s->reader = NULL;
+}
+
+static void revoke(lua_State *L, LTicket *tk) {
+  UNUSED(L);
+  if (tk->op) ((LStream *)tk->op)->reader = NULL;
+}
+
+static int look(LStream *s);
+static size_t missing(const LStream *s);
+static int direct_results(lua_State *L, LTicket *tk);
+static int read_results(lua_State *L, LTicket *tk);
+
+static const LWaitOps read_ops = {.name = "stream:read", .leave = leave, .results = read_results, .revoke = revoke};
+static const LWaitOps some_ops = {.name = "stream:readsome", .leave = leave, .results = direct_results, .revoke = revoke};
+static const LWaitOps into_ops = {.name = "stream:readinto", .leave = leave, .results = direct_results, .revoke = revoke};
+
+/* A task reads for itself when it runs, unless it waits for pieces. Who polls must find the bytes when it is told. */
+static void on_readable(void *opaque) {
+  LStream *s = opaque;
+  LTicket *tk = s->reader;
+  if (s->watch.lost) {
+    aioL_stream_close(s, true); /* the number may be somebody else's by now */
+    return;
+  }
+  bool direct = tk->ops != &read_ops;
+  if (direct && tk->task) {
+    aioL_take(tk, L_DONE, 0);
+    return;
+  }
+  int64_t n = aio_stream_fill(&s->s, direct ? 0 : missing(s));
+  s->uses++;
+  if (n == -EAGAIN) return;
+  if (n == -ENOMEM && !s->s.error)
+    aioL_take(tk, L_FAILED, -ENOMEM);
+  else if (direct || look(s))
+    aioL_take(tk, L_DONE, 0);
+}
+
+static int wait_for(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops) {
+  uint16_t uses = s->uses;
+  LTicket *tk = aioL_ticket(L, c, ops);
+  if (s->watched != c->core) s->watch = (AioWatch){.ctx = NULL};
+  int rc = s->s.fd < 0 ? -ESHUTDOWN : s->reader || s->uses != uses ? -EBUSY : 0; /* a finaliser, just now */
+  if (rc == 0) rc = aio_watch_again(&s->watch, c->core, s->s.fd, AIO_READ, on_readable, s);
+  if (rc < 0) {
+    aioL_ticket_drop(tk);
+    return aioL_unwatchable(L, s->s.fd, rc);
+  }
+  s->watched = c->core;
+  s->reader = tk;
+  tk->op = s;
+  return aioL_wait(L, tk, s->timeout);
+}
+
+static LStream *check_reader(lua_State *L) { /* [-0, +0, v] */
+  LStream *s = aioL_check(L, 1, L_STREAM);
+  if (s->reader) luaL_error(L, "another task is reading from the stream");
+  return s;
+}
+
+/* Whether to read before waiting. */
+static bool may_try(const LStream *s, LContext *c) { return (!s->s.drained || s->timeout <= 0) && aio_may_try(c->core); }
+
+static int at_end(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "eof"), 2; }
+
+static int ended(lua_State *L, int rc) { /* [-0, +2 or 3, m] */
+  if (rc == 0 || rc == -ENODATA) return at_end(L);
+  if (rc != -EMSGSIZE) return aioL_fail(L, rc);
+  return luaL_pushfail(L), lua_pushliteral(L, "too long"), lua_pushinteger(L, EMSGSIZE), 3;
+}
+
+/* ---- what is there ---- */
+
+/* The kernel's bytes go through memory that is used over and over. Should there be none for the string, the stream is
+ * broken: they are lost. */
+static __attribute__((noinline)) int64_t push_some(lua_State *L, LStream *s, size_t max) { /* [-0, +1 if > 0, m] */
+  char scratch[SCRATCH];
+  int64_t n = aio_stream_read(&s->s, scratch, max < sizeof scratch ? max : sizeof scratch);
+  if (n <= 0) return n;
+  int16_t error = s->s.error;
+  s->s.error = -ENOMEM;
+  lua_pushlstring(L, scratch, (size_t)n);
+  s->s.error = error;
+  return n;
+}
+
+static int64_t into_buffer(lua_State *L, LStream *s) { /* [-0, +1 if > 0, v] stack: stream, buffer */
+  LBuffer *b = aioL_check_buffer(L, 2);
+  char *data = aioL_buffer_block(L, b)->data;
+  size_t have = aio_input_size(&s->s.in);
+  int64_t n = (int64_t)(have < b->cap ? have : b->cap);
+  if (have)
+    memcpy(data, aio_input_bytes(&s->s.in), (size_t)n), aio_stream_take(&s->s, (size_t)n), s->uses++;
+  else
+    n = aio_stream_read(&s->s, data, b->cap);
+  if (n > 0) b->len = (size_t)n, lua_pushinteger(L, n);
+  return n;
+}
+
+static int64_t some(lua_State *L, LStream *s) { /* [-0, +1 if > 0, v] stack: stream, maximum */
+  size_t max = (size_t)lua_tointeger(L, 2), have = aio_input_size(&s->s.in);
+  if (!have) return push_some(L, s, max);
+  size_t n = have < max ? have : max;
+  uint16_t uses = s->uses;
+  lua_pushlstring(L, aio_input_bytes(&s->s.in), n);
+  if (s->uses != uses) luaL_error(L, "the stream was used by a finaliser");
+  aio_stream_take(&s->s, n);
+  s->uses++;
+  return (int64_t)n;
+}
+
+static int direct(lua_State *L, LStream *s) { /* [-0, +n, v] 0: nothing is there */
+  int64_t n = lua_isinteger(L, 2) ? some(L, s) : into_buffer(L, s);
+  return n > 0 ? 1 : n == -EAGAIN ? 0 : ended(L, (int)n);
+}
+
+static int read_direct(lua_State *L, LStream *s, const LWaitOps *ops) {
+  LContext *c = aioL_waits_in(L);
+  if (s->s.fd < 0) return aioL_closed(L);
+  int n = aio_input_size(&s->s.in) || s->s.eof || s->s.error || may_try(s, c) ? direct(L, s) : 0;
+  if (n) return n;
+  if (s->timeout <= 0) return aioL_timed_out(L);
+  return wait_for(L, c, s, ops);
+}
+
+static int direct_results(lua_State *L, LTicket *tk) {
+  LStream *s = tk->op;
+  LContext *c = tk->c;
+  const LWaitOps *ops = lua_isinteger(L, 2) ? &some_ops : &into_ops;
+  if (!s) return aioL_closed(L);
+  s->reader = NULL;
+  lua_settop(L, 2);
+  int n = direct(L, s);
+  if (n) return n;
+  aioL_check_open(L, c);
+  return wait_for(L, c, s, ops); /* somebody else has read from the same file */
+}
+
+/*** Reads what is there, as soon as there is anything.
+@function stream:readsome
+@tparam[opt=65536] integer max bytes, at most
+@treturn string at least a byte; or nil, "eof"; or nil, "timeout"; or nil, "closed"; or nil, message, errno */
+static int stream_readsome(lua_State *L) {
+  LStream *s = check_reader(L);
+  lua_Integer max = luaL_optinteger(L, 2, SCRATCH);
+  luaL_argcheck(L, max > 0, 2, "at least one byte");
+  lua_settop(L, 1);
+  lua_pushinteger(L, max);
+  return read_direct(L, s, &some_ops);
+}
+
+/*** The same into a buffer, in place of what was there, without making a string.
+@function stream:readinto
+@tparam buffer buf
+@treturn integer how many bytes there are; or nil, "eof", and so on as for `readsome` */
+static int stream_readinto(lua_State *L) {
+  LStream *s = check_reader(L);
+  const LBuffer *b = aioL_check_buffer(L, 2);
+  luaL_argcheck(L, b->cap > 0, 2, "the buffer has no room");
+  lua_settop(L, 2);
+  return read_direct(L, s, &into_ops);
+}
+
+/* ---- pieces ---- */
+
+/* 1: all are there; 0: more must come; -ENODATA, -EMSGSIZE, -errno: why there is no more than those found. */
+static int look(LStream *s) {
+  LReading *r = s->reading;
+  while (r->found < r->n) {
+    AioWant *w = &r->wants[r->found];
+    int rc = aio_input_find(&s->s.in, r->used, w, s->s.eof);
+    if (rc == 0) return s->s.error;
+    if (rc < 0) return rc;
+    r->used += w->used;
+    r->found++;
+  }
+  return 1;
+}
+
+/* How many bytes more there must be, at least; a guess. */
+static size_t missing(const LStream *s) {
+  const LReading *r = s->reading;
+  const AioWant *w = &r->wants[r->found];
+  size_t have = aio_input_size(&s->s.in) - r->used;
+  if (w->kind == AIO_WANT_COUNT) return w->limit > have ? w->limit - have : 0;
+  return w->kind == AIO_WANT_ALL ? SIZE_MAX : 0;
+}
+
+/* Makes the results, and then takes what they are made of. A finaliser that interferes is found out. */
+static int give(lua_State *L, LStream *s, int code) {
+  LReading *r = s->reading;
+  uint16_t uses = s->uses;
+  size_t from = 0, found = r->found;
+  bool no_number = false;
+  int top = lua_gettop(L);
+  luaL_checkstack(L, found < INT32_MAX - 8 ? (int)found + 8 : INT32_MAX, "too many results");
+  for (size_t i = 0; i < found && !no_number; i++) {
+    aioL_to_piece(L, &s->s.in, from, &r->wants[i]);
+    if (s->uses != uses) return luaL_error(L, "the stream was used by a finaliser");
+    from += r->wants[i].used;
+    no_number = lua_isnil(L, -1); /* what comes behind it stays where it is */
+  }
+  if (code == -ENODATA) from += r->wants[found].used; /* white space before a number that is not there */
+  aio_stream_take(&s->s, from);
+  s->uses++;
+  if (no_number)
+    lua_pushliteral(L, "not a number");
+  else if (code < 0)
+    ended(L, code);
+  return lua_gettop(L) - top;
+}
+
+static int read_results(lua_State *L, LTicket *tk) {
+  LStream *s = tk->op;
+  if (!s) return aioL_closed(L);
+  s->reader = NULL;
+  return give(L, s, look(s));
+}
+
+/* Room for n wants and their delimiters. */
+static LReading *reading(lua_State *L, LStream *s, size_t n, size_t more) { /* [-0, +0, m] */
+  size_t size = sizeof(LReading) + n * sizeof(AioWant) + more;
+  if (!s->reading || s->reading->cap < size) {
+    LReading *r = realloc(s->reading, size);
+    if (!r) luaL_error(L, "not enough memory");
+    r->cap = size;
+    s->reading = r;
+  }
+  s->uses++;
+  s->reading->n = n;
+  s->reading->found = s->reading->used = 0;
+  return s->reading;
+}
+
+static size_t check_count(lua_State *L, int idx) {
+  lua_Integer n = luaL_checkinteger(L, idx);
+  luaL_argcheck(L, n >= 0 && n < INT64_C(1) << 46, idx, "number of bytes out of range");
+  return (size_t)n;
+}
+
+/* stack: ..., table at idx -> ..., delimiter */
+static void check_delim(lua_State *L, int idx, AioWant *w) { /* [-0, +1, v] */
+  aioL_field(L, idx, "keep");
+  aioL_field(L, idx, "max");
+  aioL_field(L, idx, "until_");
+  luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING && lua_rawlen(L, -1) > 0, idx, "until_ must be a string of at least one byte");
+  luaL_argcheck(L, lua_isnil(L, -2) || lua_isinteger(L, -2), idx, "max must be a number of bytes");
+  *w = (AioWant){.kind = AIO_WANT_DELIM, .limit = SIZE_MAX, .keep = lua_toboolean(L, -3)};
+  if (!lua_isnil(L, -2)) w->limit = check_count(L, lua_gettop(L) - 1);
+  w->delim = lua_tolstring(L, -1, &w->delim_len);
+  lua_replace(L, -3);
+  lua_pop(L, 1);
+}
+
+static void check_letter(lua_State *L, int idx, AioWant *w) { /* [-0, +0, v] */
+  const char *s = luaL_checkstring(L, idx);
+  *w = (AioWant){.limit = SIZE_MAX};
+  if (*s == '*') s++; /* as in Lua 5.1 */
+  switch (*s) {
+    case 'l': case 'L':
+      w->kind = AIO_WANT_DELIM;
+      w->delim = "\n";
+      w->delim_len = 1;
+      w->keep = *s == 'L';
+      break;
+    case 'a': w->kind = AIO_WANT_ALL; break;
+    case 'n': w->kind = AIO_WANT_NUMBER; break;
+    default: luaL_argerror(L, idx, "invalid format");
+  }
+}
+
+static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0 or 1, v] */
+  switch (lua_type(L, idx)) {
+    case LUA_TNUMBER: *w = (AioWant){.kind = AIO_WANT_COUNT, .limit = check_count(L, idx)}; break;
+    case LUA_TTABLE: check_delim(L, idx, w); break;
+    default: check_letter(L, idx, w);
+  }
+}
+
+/* The formats are at 2 and above; a number behind the only one that has no length of its own is its maximum. */
+static void check_formats(lua_State *L, LStream *s) { /* [-0, +n, v] */
+  int n = lua_gettop(L) - 1;
+  bool max = n == 2 && lua_type(L, 3) == LUA_TNUMBER && lua_type(L, 2) != LUA_TNUMBER;
+  size_t limit = max ? check_count(L, 3) : 0, more = 0;
+  AioWant few[4], *wants = few;
+  if (max) n = 1;
+  if (n > 4) wants = lua_newuserdatauv(L, (size_t)n * sizeof *wants, 0);
+  luaL_checkstack(L, n + 8, "too many formats");
+  for (int i = 0; i < n; i++) check_format(L, i + 2, &wants[i]), more += wants[i].delim_len;
+  if (max && wants->kind == AIO_WANT_NUMBER) luaL_argerror(L, 3, "a numeral has no maximum");
+  if (max) wants->limit = limit;
+  LReading *r = reading(L, s, (size_t)n, more);
+  char *delims = (char *)(r->wants + n);
+  for (int i = 0; i < n; i++) {
+    r->wants[i] = wants[i];
+    if (!wants[i].delim_len) continue;
+    r->wants[i].delim = memcpy(delims, wants[i].delim, wants[i].delim_len);
+    delims += wants[i].delim_len;
+  }
+}
+
+/*** Reads pieces; waits until all of them are there, and takes them together. A last one may be shorter.
+@function stream:read
+@tparam[opt="l"] string|integer|table ... formats: "l" a line, "L" with its end, "n" a numeral, "a" all up to the end, a number
+  of bytes, or {until_=string, max=bytes, keep=boolean}: what comes before that string, and with `keep` the string, too
+@tparam[opt] integer max behind the only format "l", "L", "a" or table: how many bytes that piece may have at most, without
+  its end
+@return a value for each format; in place of the first that there is none for: nil, "eof"; nil, "too long", errno (nothing of it
+  is taken); nil, message, errno. Or nil, "timeout"; nil, "closed": nothing is taken */
+static int stream_read(lua_State *L) {
+  LStream *s = check_reader(L);
+  if (lua_gettop(L) == 1) lua_pushliteral(L, "l");
+  LContext *c = aioL_waits_in(L);
+  if (s->s.fd < 0) return aioL_closed(L);
+  if (s->reader) return luaL_error(L, "another task is reading from the stream");
+  check_formats(L, s);
+  int code;
+  while ((code = look(s)) == 0 && may_try(s, c)) {
+    int64_t n = aio_stream_fill(&s->s, missing(s));
+    s->uses++;
+    if (n == -ENOMEM && !s->s.error) return luaL_error(L, "not enough memory");
+    if (n == -EAGAIN) break;
+  }
+  if (code) return give(L, s, code);
+  if (s->timeout <= 0) return aioL_timed_out(L);
+  return wait_for(L, c, s, &read_ops);
+}
+
+const luaL_Reg aioL_read_methods[] = {{"read", stream_read}, {"readsome", stream_readsome}, {"readinto", stream_readinto}, {NULL, NULL}};

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: MIT
+ * Servers: listening sockets.
+ *
+ * Way      listen -> aio_socket_listen; accept -> aio_socket_accept at once; nobody there -> ticket, watch -> on_ready ->
+ *          accept4 -> the first of those who wait -> results: the stream that was made before it waited
+ * Owner    the userdata has the fd. A connection is its ticket's until the results, and goes to another where there are none.
+ * Keep     out of descriptors the server looks again later and later, and tells once: the kernel would report without end. */
+#include <errno.h>
+#include <string.h>
+
+#include "lbind.h"
+
+/*** Servers.
+@module aioloop.stream */
+
+#define PAUSE_LEAST INT64_C(100000000)
+#define PAUSE_MOST INT64_C(1600000000)
+
+typedef struct LServer {
+  AioListener l;
+  AioWatch watch;
+  AioTimer timer;     /* ends a pause */
+  const AioContext *watched;
+  AioLink acceptors;  /* tickets */
+  LContext *c;        /* of those who wait; NULL: nobody */
+  int64_t pause;      /* ns of the last one, while there was no success since */
+  int64_t timeout;
+} LServer;
+
+static LServer *check_server(lua_State *L) { return aioL_check(L, 1, L_SERVER); }
+
+static bool is_short_of(int rc) { return rc == -EMFILE || rc == -ENFILE || rc == -ENOBUFS || rc == -ENOMEM; }
+
+static void close_server(LServer *s, bool keep_fd) {
+  for (LTicket *tk; (tk = aioL_ticket_first(&s->acceptors));) aioL_take_later(tk, L_CLOSED, 0);
+  aio_watch_close(&s->watch);
+  aio_timer_disarm(&s->timer);
+  aio_socket_unlisten(&s->l, keep_fd);
+}
+
+/* ---- accepting ---- */
+
+static void leave(LTicket *tk) {
+  LServer *s = tk->op;
+  list_unlink(&tk->link);
+  if (!list_empty(&s->acceptors)) return;
+  s->c = NULL;
+  aio_watch_close(&s->watch);
+  aio_timer_disarm(&s->timer);
+}
+
+static int raise_short(lua_State *L) {
+  return luaL_error(L, "a server cannot accept connections, and will try again: %s", strerror((int)lua_tointeger(L, 1)));
+}
+
+/* stack effect on c->L: [-0, +0, -] */
+static void tell(LContext *c, int rc) {
+  lua_State *L = c->L;
+  aioL_push_side(L, c);
+  bool heard = lua_rawgeti(L, -1, SIDE_ON_ERROR) != LUA_TNIL;
+  lua_pop(L, 2);
+  if (!heard) { /* an error would end the program that has only to wait */
+    lua_warning(L, "aioloop: a server cannot accept connections, and will try again: ", 1);
+    lua_warning(L, strerror(-rc), 0);
+    return;
+  }
+  lua_pushcfunction(L, raise_short);
+  lua_pushinteger(L, -rc);
+  aioL_call(c, 1, "server");
+}
+
+static void on_ready(void *opaque);
+
+static int watch(LServer *s, LContext *c) {
+  if (s->watched != c->core) s->watch = (AioWatch){.ctx = NULL};
+  s->watched = c->core;
+  return aio_watch_again(&s->watch, c->core, s->l.fd, AIO_READ, on_ready, s);
+}
+
+static void fail_all(LServer *s, int rc) {
+  for (LTicket *tk; (tk = aioL_ticket_first(&s->acceptors));) aioL_take_later(tk, L_FAILED, rc);
+}
+
+static void pause_over(void *opaque) {
+  LServer *s = opaque;
+  int rc = watch(s, s->c);
+  if (rc < 0) fail_all(s, rc);
+}
+
+static void pause_for(LServer *s, LContext *c, int rc) {
+  bool first = s->pause == 0;
+  s->pause = first ? PAUSE_LEAST : s->pause < PAUSE_MOST ? 2 * s->pause : PAUSE_MOST;
+  aio_watch_close(&s->watch);
+  aio_timer_init(&s->timer, c->core, AIO_CLOCK_MONOTONIC, pause_over, s);
+  if (aio_timer_arm(&s->timer, aio_clock_now(AIO_CLOCK_MONOTONIC) + s->pause) < 0) fail_all(s, rc);
+  if (first) tell(c, rc);
+}
+
+/* One connection for each time that it is ready: whoever gets it will ask for more. */
+static void on_ready(void *opaque) {
+  LServer *s = opaque;
+  LTicket *tk = aioL_ticket_first(&s->acceptors);
+  if (s->watch.lost) {
+    close_server(s, true);
+    return;
+  }
+  int fd = aio_socket_accept(s->l.fd);
+  if (fd == -EAGAIN) return;
+  if (is_short_of(fd)) {
+    pause_for(s, s->c, fd);
+    return;
+  }
+  s->pause = 0;
+  aioL_take(tk, fd < 0 ? L_FAILED : L_DONE, fd);
+}
+
+/* stack: server, timeout, stream */
+static int open_stream(lua_State *L, int fd) {
+  LStream *st = lua_touserdata(L, 3);
+  aio_stream_open(&st->s, fd, true);
+  return lua_pushvalue(L, 3), 1;
+}
+
+static int results(lua_State *L, LTicket *tk) { return open_stream(L, tk->err); }
+
+static void revoke(lua_State *L, LTicket *tk) {
+  UNUSED(L);
+  aio_socket_close(tk->err); /* who was to have it was killed; the server may be gone, too */
+}
+
+static const LWaitOps accept_ops = {.name = "server:accept", .leave = leave, .results = results, .revoke = revoke};
+
+/*** Waits for a connection.
+@function server:accept
+@number[opt] timeout seconds; else the server's
+@treturn stream or nil, "timeout"; or nil, "closed"; or nil, message, errno */
+static int server_accept(lua_State *L) {
+  LServer *s = check_server(L);
+  int64_t timeout = lua_isnoneornil(L, 2) ? s->timeout : aioL_check_ns(L, 2);
+  lua_settop(L, 2);
+  LContext *c = aioL_waits_in(L);
+  aioL_stream_new(L); /* what is accepted must not get lost for want of memory */
+  if (s->l.fd < 0) return aioL_closed(L);
+  if (s->c && s->c != c) return luaL_error(L, "a task of another context waits in server:accept");
+  bool tries = list_empty(&s->acceptors) && (timeout <= 0 || aio_may_try(c->core));
+  int fd = tries ? aio_socket_accept(s->l.fd) : -EAGAIN;
+  if (fd >= 0) return s->pause = 0, open_stream(L, fd);
+  if (timeout <= 0 && fd == -EAGAIN) return aioL_timed_out(L);
+  if (fd != -EAGAIN && !(is_short_of(fd) && timeout > 0)) return aioL_fail(L, fd);
+  LTicket *tk = aioL_ticket(L, c, &accept_ops);
+  int rc = s->l.fd < 0 ? -ESHUTDOWN : s->c && s->c != c ? -EBUSY : 0; /* a finaliser, just now */
+  if (rc == 0 && !aio_watch_is_open(&s->watch) && !aio_timer_armed(&s->timer)) rc = watch(s, c);
+  if (rc < 0) return aioL_ticket_drop(tk), aioL_unwatchable(L, s->l.fd, rc);
+  s->c = c;
+  tk->op = s;
+  list_append(&s->acceptors, &tk->link);
+  return aioL_wait(L, tk, timeout);
+}
+
+/* ---- the rest ---- */
+
+static int check_port(lua_State *L, int idx) {
+  int exact;
+  lua_Integer port = lua_tointegerx(L, idx, &exact);
+  luaL_argcheck(L, exact && port >= 0 && port <= UINT16_MAX, idx, "a port is an integer from 0 to 65535");
+  return (int)port;
+}
+
+/* listen_at(path, nil, options) or (address in numbers, port, options); lua/aioloop/stream.lua has the rest. */
+static int mod_listen_at(lua_State *L) {
+  AioSocketOptions o;
+  AioSockaddr a;
+  size_t len;
+  const char *name = luaL_checklstring(L, 1, &len);
+  lua_settop(L, 3);
+  int port = lua_isnil(L, 2) ? -1 : check_port(L, 2);
+  aioL_socket_options(L, 3, &o);
+  int64_t timeout = aioL_opt_timeout(L, 3);
+  int rc = port < 0 ? aio_sockaddr_path(&a, name, len) : aio_sockaddr_numeric(&a, name, port);
+  if (rc < 0) return aioL_fail(L, rc);
+  LServer *s = lua_newuserdatauv(L, sizeof *s, 0);
+  *s = (LServer){.l.fd = -1, .timer.pos = -1, .timeout = timeout};
+  list_init(&s->acceptors);
+  aioL_set_class(L, aioL_runtime(L), L_SERVER);
+  rc = aio_socket_listen(&s->l, &a, &o);
+  return rc < 0 ? aioL_fail(L, rc) : 1;
+}
+
+/*** Its address.
+@function server:getsockname
+@treturn string host; or the path of a Unix socket; or nil, message, errno
+@treturn integer port; of a path none */
+static int server_getsockname(lua_State *L) {
+  const LServer *s = check_server(L);
+  char text[AIO_NAME_MAX];
+  int port;
+  if (s->l.fd < 0) return aioL_closed(L);
+  int len = aio_socket_name(s->l.fd, false, text, &port);
+  if (len < 0) return aioL_fail(L, len);
+  lua_pushlstring(L, text, (size_t)len);
+  if (port < 0) return 1;
+  return lua_pushinteger(L, port), 2;
+}
+
+/*** Its descriptor.
+@function server:getfd
+@treturn integer -1: it is closed */
+static int server_getfd(lua_State *L) { return lua_pushinteger(L, check_server(L)->l.fd), 1; }
+
+/*** Closes it, and removes the path that it has made. Whoever waits has nil, "closed"; accepted streams stay. Also `<close>`, and
+what the collector does; twice is fine.
+@function server:close
+@treturn boolean true */
+static int server_close(lua_State *L) { return close_server(check_server(L), false), lua_pushboolean(L, 1), 1; }
+
+static int server_text(lua_State *L) {
+  const LServer *s = check_server(L);
+  if (s->l.fd < 0)
+    lua_pushfstring(L, "aioloop.server (closed): %p", lua_topointer(L, 1));
+  else
+    lua_pushfstring(L, "aioloop.server (open, fd %d): %p", s->l.fd, lua_topointer(L, 1));
+  return 1;
+}
+
+void aioL_open_server(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg methods[] = {{"accept", server_accept}, {"getsockname", server_getsockname}, {"getfd", server_getfd},
+    {"close", server_close}, {"__close", server_close}, {"__gc", server_close}, {"__tostring", server_text}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"listen_at", mod_listen_at}, {NULL, NULL}};
+  aioL_class(L, rt, L_SERVER, methods);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}

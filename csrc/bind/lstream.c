@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: MIT
+ * Streams: making, naming and closing them. What is read is lread.c's, what is written lwrite.c's.
+ *
+ * Way      aio.stream, aio.pipe, aio.socketpair; server:accept (lserver.c), aio.connect (lconnect.c) -> aioL_stream_new
+ * Owner    the userdata has the fd. Who waits has the userdata on its stack; what is queued to be written may anchor it.
+ * Keep     a stream belongs to no context: each wait is the business of the one that is current. */
+#include <errno.h>
+#include <string.h>
+
+#include "lbind.h"
+
+/*** Streams: connections, pipes, terminals.
+@module aioloop.stream */
+
+int aioL_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
+int aioL_timed_out(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2; }
+
+LContext *aioL_waits_in(lua_State *L) {
+  LContext *c = aioL_current(L);
+  aioL_checkpoint(L);
+  aioL_waiter(L, c);
+  aioL_check_open(L, c);
+  return c;
+}
+
+int aioL_unwatchable(lua_State *L, int fd, int rc) {
+  if (rc == -EEXIST) return luaL_error(L, "fd %d has a watch for that direction already", fd);
+  if (rc == -ENOMEM) return luaL_error(L, "not enough memory");
+  return aioL_fail(L, rc);
+}
+
+LStream *aioL_stream_new(lua_State *L) {
+  LStream *s = lua_newuserdatauv(L, sizeof *s, 0);
+  *s = (LStream){.s = {.fd = -1}, .timeout = AIO_FOREVER};
+  aioL_set_class(L, aioL_runtime(L), L_STREAM);
+  return s;
+}
+
+void aioL_stream_close(LStream *s, bool keep_fd) {
+  s->uses++;
+  aioL_read_close(s);
+  aioL_write_close(s);
+  if (keep_fd)
+    aio_stream_forget(&s->s);
+  else
+    aio_stream_close(&s->s);
+}
+
+/* ---- making ---- */
+
+static int make_pair(lua_State *L, int (*make)(int fds[2]), bool socket) {
+  int fds[2];
+  lua_settop(L, 0);
+  LStream *a = aioL_stream_new(L), *b = aioL_stream_new(L);
+  int rc = make(fds);
+  if (rc < 0) return aioL_fail(L, rc);
+  aio_stream_open(&a->s, fds[0], socket);
+  aio_stream_open(&b->s, fds[1], socket);
+  return 2;
+}
+
+/*** Makes a pipe.
+@function pipe
+@treturn stream to read from; or nil, message, errno
+@treturn stream to write to */
+static int mod_pipe(lua_State *L) { return make_pair(L, aio_pipe_pair, false); }
+
+/*** Makes two streams: what is written to one is read from the other.
+@function socketpair
+@treturn stream or nil, message, errno
+@treturn stream */
+static int mod_socketpair(lua_State *L) { return make_pair(L, aio_socket_pair, true); }
+
+/*** Makes a stream of an fd that is there already. An integer above 2 is taken over: the stream closes it. Of 0, 1, 2, and of
+what an object has, a duplicate is made, and the object stays usable. The fd is made non-blocking, with all its duplicates,
+until the stream is closed.
+@function stream
+@tparam integer|object fd a number, a file of the io library, or an object with getfd(), fileno() or pollfd()
+@treturn stream or nil, message, errno: it is a file or directory (see `aio.open`), or a socket of datagrams */
+static int mod_stream(lua_State *L) {
+  lua_settop(L, 1);
+  int fd = aioL_check_fd(L, 1);
+  LStream *s = aioL_stream_new(L);
+  int rc = aio_stream_adopt(&s->s, fd, fd <= 2 || lua_type(L, 1) != LUA_TNUMBER);
+  if (rc == 0) return 1;
+  aioL_fail(L, rc);
+  if (rc == -EINVAL) lua_pushfstring(L, "fd %d is no stream", fd), lua_replace(L, -3);
+  return 3;
+}
+
+/* ---- options ---- */
+
+bool aioL_field(lua_State *L, int idx, const char *name) {
+  lua_pushstring(L, name);
+  return lua_rawget(L, idx) != LUA_TNIL;
+}
+
+static bool bool_field(lua_State *L, int idx, const char *name, bool value) { /* [-0, +0, v] */
+  if (aioL_field(L, idx, name)) {
+    if (!lua_isboolean(L, -1)) luaL_argerror(L, idx, lua_pushfstring(L, "%s must be a boolean", name));
+    value = lua_toboolean(L, -1);
+  }
+  return lua_pop(L, 1), value;
+}
+
+static int seconds_field(lua_State *L, int idx, const char *name) { /* [-0, +0, v] true: 0; absent, false: -1 */
+  int value = -1, exact = true;
+  if (aioL_field(L, idx, name)) {
+    lua_Integer n = lua_isboolean(L, -1) ? (lua_toboolean(L, -1) ? 0 : -1) : lua_tointegerx(L, -1, &exact);
+    bool fine = exact && lua_type(L, -1) != LUA_TSTRING && n <= 32767 && (n > 0 || lua_isboolean(L, -1));
+    luaL_argcheck(L, fine, idx, lua_pushfstring(L, "%s must be a boolean or whole seconds", name));
+    value = (int)n;
+  }
+  return lua_pop(L, 1), value;
+}
+
+void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o) {
+  *o = (AioSocketOptions){.backlog = 128, .reuseaddr = true, .nodelay = true, .keepalive = -1, .v6only = -1};
+  if (lua_isnoneornil(L, idx)) return;
+  luaL_checktype(L, idx, LUA_TTABLE);
+  o->reuseaddr = bool_field(L, idx, "reuseaddr", true);
+  o->reuseport = bool_field(L, idx, "reuseport", false);
+  o->nodelay = bool_field(L, idx, "nodelay", true);
+  o->keepalive = seconds_field(L, idx, "keepalive");
+  if (aioL_field(L, idx, "v6only")) o->v6only = bool_field(L, idx, "v6only", false);
+  lua_pop(L, 1);
+  if (aioL_field(L, idx, "backlog")) {
+    int exact;
+    lua_Integer n = lua_tointegerx(L, -1, &exact);
+    luaL_argcheck(L, exact && n >= 0 && n <= INT32_MAX, idx, "backlog must be a number of connections");
+    o->backlog = (int)n;
+  }
+  lua_pop(L, 1);
+}
+
+int64_t aioL_opt_timeout(lua_State *L, int idx) {
+  int64_t ns = AIO_FOREVER;
+  if (lua_isnoneornil(L, idx)) return ns;
+  luaL_checktype(L, idx, LUA_TTABLE);
+  if (aioL_field(L, idx, "timeout")) {
+    luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER, idx, "timeout must be seconds");
+    ns = aioL_check_ns(L, lua_gettop(L));
+  }
+  return lua_pop(L, 1), ns;
+}
+
+/*** Says how long an operation may wait: then it returns nil, "timeout", and what has arrived is kept.
+@function stream:settimeout
+@number[opt] seconds none: for ever, as at first; 0: not at all
+@treturn stream itself */
+static int stream_settimeout(lua_State *L) {
+  LStream *s = aioL_check(L, 1, L_STREAM);
+  s->timeout = aioL_opt_ns(L, 2);
+  return lua_settop(L, 1), 1;
+}
+
+/*** Says how many bytes `write` may leave to the loop without waiting. They are written in their order; an error comes with
+the next `write`, and `shutdown` waits for them. Closing the stream drops them.
+@function stream:setbound
+@tparam integer n 0, as at first: `write` returns when the kernel has all
+@treturn stream itself */
+static int stream_setbound(lua_State *L) {
+  LStream *s = aioL_check(L, 1, L_STREAM);
+  lua_Integer n = luaL_checkinteger(L, 2);
+  luaL_argcheck(L, n >= 0 && n <= UINT32_MAX, 2, "number of bytes out of range");
+  s->bound = (uint32_t)n;
+  return lua_settop(L, 1), 1;
+}
+
+/* ---- names ---- */
+
+static int push_name(lua_State *L, bool peer) {
+  const LStream *s = aioL_check(L, 1, L_STREAM);
+  char text[AIO_NAME_MAX];
+  int port;
+  if (s->s.fd < 0) return aioL_closed(L);
+  int len = aio_socket_name(s->s.fd, peer, text, &port);
+  if (len < 0) return aioL_fail(L, len);
+  lua_pushlstring(L, text, (size_t)len);
+  if (port < 0) return 1;
+  return lua_pushinteger(L, port), 2;
+}
+
+/*** The address of the other end.
+@function stream:getpeername
+@treturn string host; or the path of a Unix socket, "" if it has none; or nil, message, errno
+@treturn integer port; of a path none */
+static int stream_getpeername(lua_State *L) { return push_name(L, true); }
+
+/*** The address of this end.
+@function stream:getsockname
+@treturn string host or path, as for `getpeername`
+@treturn integer port */
+static int stream_getsockname(lua_State *L) { return push_name(L, false); }
+
+/*** Its descriptor, for others to use while nobody waits here.
+@function stream:getfd
+@treturn integer -1: it is closed */
+static int stream_getfd(lua_State *L) {
+  const LStream *s = aioL_check(L, 1, L_STREAM);
+  return lua_pushinteger(L, s->s.fd), 1;
+}
+
+/*** Gives its descriptor away, to whoever has it by `getfd`, and takes another one over, as non-blocking as it must be. What
+has arrived and was not read, and what is queued to be written, is dropped.
+@function stream:setfd
+@tparam integer fd -1: none; the stream is closed then
+@treturn stream itself; or nil, message, errno: it is closed then
+@raise when somebody waits for it */
+static int stream_setfd(lua_State *L) {
+  LStream *s = aioL_check(L, 1, L_STREAM);
+  lua_Integer fd = luaL_checkinteger(L, 2);
+  luaL_argcheck(L, fd >= -1 && fd <= INT32_MAX, 2, "fd out of range");
+  if (s->reader || s->out) return luaL_error(L, "cannot change the fd of a stream that somebody waits for");
+  aioL_stream_close(s, true);
+  s->watch = (AioWatch){.ctx = NULL};
+  int rc = fd < 0 ? 0 : aio_stream_adopt(&s->s, (int)fd, false);
+  if (rc < 0) return aioL_fail(L, rc);
+  s->s.restore = false;
+  return lua_settop(L, 1), 1;
+}
+
+/*** Closes it. Whoever waits for it has nil, "closed". Also `<close>`, and what the collector does; twice is fine.
+@function stream:close
+@treturn boolean true */
+static int stream_close(lua_State *L) {
+  aioL_stream_close(aioL_check(L, 1, L_STREAM), false);
+  return lua_pushboolean(L, 1), 1;
+}
+
+static int stream_text(lua_State *L) {
+  const LStream *s = aioL_check(L, 1, L_STREAM);
+  if (s->s.fd < 0)
+    lua_pushfstring(L, "aioloop.stream (closed): %p", lua_topointer(L, 1));
+  else
+    lua_pushfstring(L, "aioloop.stream (open, fd %d): %p", s->s.fd, lua_topointer(L, 1));
+  return 1;
+}
+
+static void open_stream(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg methods[] = {{"settimeout", stream_settimeout}, {"setbound", stream_setbound},
+    {"getpeername", stream_getpeername}, {"getsockname", stream_getsockname}, {"getfd", stream_getfd}, {"setfd", stream_setfd},
+    {"close", stream_close}, {"__close", stream_close}, {"__gc", stream_close}, {"__tostring", stream_text}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"pipe", mod_pipe}, {"socketpair", mod_socketpair}, {"stream", mod_stream}, {NULL, NULL}};
+  aioL_class(L, rt, L_STREAM, methods);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_STREAM]);
+  aioL_functions(L, rt, aioL_read_methods);
+  aioL_functions(L, rt, aioL_write_methods);
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 2);
+}
+
+/* The classes are made when a script first asks for one of these functions: it would cost every `require`. Returns the
+ * functions, and the methods of streams and of servers. */
+static int mod_streams(lua_State *L) {
+  LRuntime *rt = aioL_runtime(L);
+  lua_settop(L, 0);
+  lua_newtable(L);
+  open_stream(L, rt, 1);
+  aioL_open_server(L, rt, 1);
+  aioL_open_connect(L, rt, 1);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_STREAM]);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_SERVER]);
+  return 3;
+}
+
+void aioL_open_streams(lua_State *L, LRuntime *rt, int module) {
+  static const luaL_Reg functions[] = {{"streams", mod_streams}, {NULL, NULL}};
+  lua_pushvalue(L, module);
+  aioL_functions(L, rt, functions);
+  lua_pop(L, 1);
+}

@@ -1,0 +1,122 @@
+--- Streams: what needs no more than the C functions.
+-- SPDX-License-Identifier: MIT
+-- Yields: connect, listen with a name, and the iterators do.
+-- @module aioloop.stream
+
+local core = require "aioloop.core"
+
+local M, stream, server = core.streams()
+local connect_to, listen_at = M.connect_to, M.listen_at
+M.connect_to, M.listen_at = nil, nil
+
+local function check_options(options, idx, name)
+  if options ~= nil and type(options) ~= "table" then
+    error(("bad argument #%d to '%s' (table expected, got %s)"):format(idx, name, type(options)), 3)
+  end
+end
+
+local function check_host(host, port, name)
+  if type(host) ~= "string" then
+    error(("bad argument #1 to '%s' (string expected, got %s)"):format(name, type(host)), 3)
+  elseif type(port) ~= "string" and not (math.type(port) == "integer" and port >= 0 and port <= 65535) then
+    error(("bad argument #2 to '%s' (port expected)"):format(name), 3)
+  end
+end
+
+local function connect_host(host, port, options)
+  local list, message, errno = core.getaddrinfo(host, port)
+  if not list then return nil, message, errno end
+  return connect_to(list, options)
+end
+
+--- Connects: to a host, whose addresses are tried in their order, IPv6 and IPv4 by turns, the next one when the one before has
+-- failed or takes longer than 250 ms; or to a Unix socket.
+-- @function connect
+-- @tparam string host a name or an address; or the path of a Unix socket; "@name" is in the abstract namespace
+-- @tparam integer|string|nil port a number or a service; nil: host is a path
+-- @tparam[opt] table options timeout (seconds, of all this together), nodelay (true), keepalive (false; true, or seconds of
+--   silence before the first probe)
+-- @treturn stream or nil, "timeout"; or nil, message, errno (where the name could not be resolved: code of getaddrinfo)
+function M.connect(host, port, options)
+  if port == nil or type(port) == "table" and options == nil then
+    options = port or options
+    port = nil
+  end
+  check_options(options, port and 3 or 2, "connect")
+  if port == nil then
+    if type(host) ~= "string" then check_host(host, 0, "connect") end
+  else
+    check_host(host, port, "connect")
+  end
+  local timeout = options and rawget(options, "timeout")
+  if timeout ~= nil and type(timeout) ~= "number" then
+    error(("bad argument #%d to 'connect' (timeout must be seconds)"):format(port and 3 or 2), 2)
+  end
+  local fn = port == nil and connect_to or connect_host
+  if timeout == nil then
+    if port == nil then return connect_to(host, options) end
+    return connect_host(host, port, options)
+  elseif port == nil then
+    return core.timeout(timeout, fn, host, options)
+  end
+  return core.timeout(timeout, fn, host, port, options)
+end
+
+--- Listens: at an address, or at the path of a Unix socket, which is removed when the server is closed. One that was left behind
+-- by a server that has died is replaced.
+-- @function listen
+-- @tparam ?string host an address, or a name; "*": all of this machine's; or the path of a Unix socket; "@name" is in the
+--   abstract namespace
+-- @tparam integer|string|nil port a number (0: any that is free) or a service; nil: host is a path
+-- @tparam[opt] table options backlog (128), reuseaddr (true), reuseport (false), nodelay (true), keepalive (false; true, or seconds
+--   of silence before the first probe), v6only (boolean), timeout (seconds, of each accept)
+-- @treturn server or nil, message, errno
+function M.listen(host, port, options)
+  if port == nil or type(port) == "table" and options == nil then
+    options = port or options
+    check_options(options, 2, "listen")
+    return listen_at(host, nil, options)
+  end
+  check_options(options, 3, "listen")
+  if host == "*" then
+    local any, message, errno = listen_at("::", port, options)
+    if any or errno ~= 97 then return any, message, errno end -- EAFNOSUPPORT
+    host = "0.0.0.0"
+  end
+  check_host(host, port, "listen")
+  local list, message, errno = core.getaddrinfo(host, port, { passive = true })
+  if not list then return nil, message, errno end
+  local result
+  for _, a in ipairs(list) do
+    result, message, errno = listen_at(a.addr, a.port, options)
+    if result then break end
+  end
+  return result, message, errno
+end
+
+--- Iterates over what `read` returns, up to the end; an error is raised, and so is "timeout".
+-- @function stream:lines
+-- @tparam[opt="l"] string|integer|table ... formats, as for `read`
+-- @treturn function iterator
+function stream:lines(...)
+  local read, formats = self.read, table.pack(...)
+  local function check(value, message, errno, ...)
+    if value == nil and message ~= nil and message ~= "eof" then error(message, 3) end
+    return value, message, errno, ...
+  end
+  return function() return check(read(self, table.unpack(formats, 1, formats.n))) end
+end
+
+--- Iterates over connections until the server is closed; an error is raised, and so is "timeout".
+-- @function server:clients
+-- @treturn function iterator
+function server:clients()
+  local accept = self.accept
+  return function()
+    local client, message = accept(self)
+    if client == nil and message ~= "closed" then error(message, 2) end
+    return client
+  end
+end
+
+return M
