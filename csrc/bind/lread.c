@@ -97,6 +97,8 @@ static int wait_for(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops) 
 
 static LStream *check_reader(lua_State *L) { /* [-0, +0, v] */
   LStream *s = aioL_check(L, 1, L_STREAM);
+  LTicket *tk = s->reader;
+  if (tk && tk->task && aioL_dead(tk->task->L)) aioL_take_later(tk, L_CLOSED, 0); /* closed by coroutine.close */
   if (s->reader) luaL_error(L, "another task is reading from the stream");
   return s;
 }

@@ -210,6 +210,21 @@ end
 
 local USR2 = 12
 
+local function new_stream(o) o.stream, o.peer = aio.socketpair() end
+
+local function send(text)
+  return function(o) assert(o.peer:write(text)) end
+end
+
+local function nothing_is_left(o)
+  o.stream:settimeout(0)
+  assert.same({ n = 2, nil, "timeout" }, table.pack(o.stream:readsome()))
+  o.stream:close()
+  o.peer:close()
+end
+
+local function connect_client(o) o.clients[#o.clients + 1] = assert(aio.connect("@" .. tostring(o))) end
+
 return {
   { name = "sleep", wait = function(o) return aio.sleep(o.span) end, result = yes,
     fresh = true, instant = true, free = function(o) o.pass() end },
@@ -269,6 +284,84 @@ return {
     clean = function(o)
       drivers.close(o.r)
       drivers.close(o.w)
+    end },
+
+  -- Whoever waits to write has found no room; what is written is counted in the end.
+  { name = "stream:write", shared = true, unseen = true,
+    new = function(o)
+      o.r, o.w = aio.pipe()
+      o.written, o.passed = 0, fds.fill(o.w:getfd())
+    end,
+    wait = function(o) return o.w:write("ab", "c", 1) end,
+    result = function(o, results)
+      assert.same({ n = 1, o.w }, results)
+      o.written = o.written + 4
+    end,
+    free = function(o) o.passed = o.passed - #(fds.read(o.r:getfd()) or "") end,
+    clean = function(o)
+      local rest = fds.read(o.r:getfd())
+      assert.equal(("abc1"):rep(o.written // 4), rest)
+      assert.equal(0, o.passed)
+      o.r:close()
+      o.w:close()
+    end },
+
+  { name = "stream:read", new = new_stream, free = send "123\n", unseen = true, result = { n = 2, "1", "23" },
+    wait = function(o) return o.stream:read(1, { until_ = "\n" }) end, clean = nothing_is_left },
+
+  { name = "stream:read of a part", unseen = true, result = { n = 1, "12345" },
+    new = function(o)
+      new_stream(o)
+      o.peer:write "12"
+    end,
+    wait = function(o) return o.stream:read(5) end,
+    free = send "345",
+    undo = function(o) o.peer:write "12" end,
+    clean = function(o)
+      o.stream:readsome(2)
+      nothing_is_left(o)
+    end },
+
+  { name = "stream:readsome", new = new_stream, free = send "a", unseen = true, result = { n = 1, "a" },
+    wait = function(o) return o.stream:readsome(1) end, clean = nothing_is_left },
+
+  { name = "stream:readinto", unseen = true, result = { n = 1, 1 }, free = send "a",
+    new = function(o)
+      new_stream(o)
+      o.buffer = aio.buffer(1)
+    end,
+    wait = function(o) return o.stream:readinto(o.buffer) end, clean = nothing_is_left },
+
+  { name = "stream:shutdown", unseen = true,
+    new = function(o)
+      o.stream, o.peer = aio.socketpair()
+      fds.fill(o.stream:getfd())
+      o.stream:setbound(1):write "x"
+    end,
+    wait = function(o) return o.stream:shutdown() end,
+    result = function(o, results) assert.same({ n = 1, o.stream }, results) end,
+    free = function(o) repeat until not fds.read(o.peer:getfd()) end,
+    clean = function(o)
+      o.stream:close()
+      o.peer:close()
+    end },
+
+  { name = "server:accept", shared = true, unseen = true,
+    new = function(o)
+      o.server = assert(aio.listen("@" .. tostring(o)))
+      o.clients = {}
+    end,
+    wait = function(o) return o.server:accept() end,
+    result = function(_, results)
+      assert.same({ 1, "stream" }, { results.n, aio.type(results[1]) })
+      results[1]:close()
+    end,
+    free = connect_client, undo = connect_client,
+    clean = function(o)
+      assert(o.server:accept(0)):close()
+      assert.same({ n = 2, nil, "timeout" }, table.pack(o.server:accept(0)))
+      for _, client in ipairs(o.clients) do client:close() end
+      o.server:close()
     end },
 
   { name = "mutex:lock", new = new_mutex, result = yes, shared = true,

@@ -1,0 +1,735 @@
+-- SPDX-License-Identifier: MIT
+--- Streams: what is read and written, in whatever portions it comes, and what ends it.
+
+local aio = require "aioloop"
+local child = require "spec.support.child"
+local drivers = require "spec.support.drivers"
+local fds = require "fds"
+local tasks = require "spec.support.tasks"
+
+local run, finish, settle = tasks.run, tasks.finish, tasks.settle
+local eof, closed, timeout = { n = 2, nil, "eof" }, { n = 2, nil, "closed" }, { n = 2, nil, "timeout" }
+local EPIPE, ECONNRESET, EMSGSIZE, ENOTSOCK, EINVAL = 32, 104, 90, 88, 22
+
+local pack = table.pack
+
+-- A stream whose peer writes `text` in portions of n bytes, each in a turn of its own, and then shuts down.
+local function fed(ctx, text, n)
+  local a, b = aio.socketpair()
+  ctx:spawn(function()
+    for i = 1, #text, n do
+      a:write(text:sub(i, i + n - 1))
+      aio.yield()
+    end
+    a:shutdown()
+  end)
+  return b, a
+end
+
+-- What io.read says of the same text, format by format.
+local function by_io(text, formats)
+  local file = io.tmpfile()
+  file:write(text)
+  file:seek "set"
+  local results = {}
+  for _, f in ipairs(formats) do
+    local got = file:read(f)
+    results[#results + 1] = got == nil and "nil" or got
+  end
+  file:close()
+  return results
+end
+
+describe("stream:read", function()
+  drivers.each_backend(function(d)
+    after_each(tasks.collect)
+
+    it("reads as io.read does, however small the portions", function()
+      local texts = { "", "\n", "one", "one\n", "one\ntwo\n\nthree", ("x"):rep(5000) .. "\n" .. ("y"):rep(9000), "1\n0x1F\n -2.5e1rest\n" }
+      local formats = { { "l", "l", "l", "l", "l" }, { "L", "L", "L", "L", "L" }, { 1, 2, 3, "l", 4000, 0 }, { "a", "a" }, { "l", "a", "a" },
+        { 3, "a" }, { 0, "l", 0 } }
+      for _, text in ipairs(texts) do
+        for _, list in ipairs(formats) do
+          for _, n in ipairs { 1, 3, 4096, 1 << 20 } do
+            if n > 1 or #text < 100 then
+              local ctx = d.context()
+              run(d, ctx, function()
+                local s, peer = fed(ctx, text, n)
+                local results = {}
+                for i, f in ipairs(list) do
+                  local got = s:read(f)
+                  results[i] = got == nil and "nil" or got
+                end
+                assert.same(by_io(text, list), results)
+                assert.equal(-1, s:close() and s:getfd())
+                peer:close()
+              end)
+              ctx:close()
+            end
+          end
+        end
+      end
+    end)
+
+    it("reads numerals", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local s = fed(ctx, " 12 0x1F\n-2.5e1rest\nnone 7", 1)
+        assert.same({ n = 3, 12, 31, -25.0 }, pack(s:read("n", "n", "n")))
+        assert.equal("rest", s:read())
+        assert.same({ n = 2, nil, "not a number" }, pack(s:read("n", "l")))
+      end)
+    end)
+
+    it("takes several pieces together, or none", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        b:settimeout(0.01)
+        a:write "12345\nli"
+        assert.same(timeout, pack(b:read(2, 3, "l", "l")))
+        a:write "ne\n"
+        assert.same({ n = 4, "12", "345", "", "line" }, pack(b:read(2, 3, "l", "l")))
+        a:write "last"
+        a:shutdown()
+        assert.same({ n = 3, "last", nil, "eof" }, pack(b:read(10, "l")))
+      end)
+    end)
+
+    it("reads up to a delimiter", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local head = ("h: x\r\n"):rep(300)
+        for _, n in ipairs { 1, 2, 3, 1000, 1 << 20 } do
+          local s = fed(ctx, head .. "\r\nbody\r\n\r\rend", n)
+          assert.equal(head:sub(1, -3), s:read { until_ = "\r\n\r\n" })
+          assert.equal("body\r\n", s:read { until_ = "\r\n", keep = true })
+          assert.same({ n = 2, "", "\rend" }, pack(s:read({ until_ = "\r" }, { until_ = "none" })))
+          assert.same(eof, pack(s:read { until_ = "x" }))
+          s:close()
+        end
+      end)
+    end)
+
+    it("refuses what is too long, and takes nothing of it", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local too_long = { n = 3, nil, "too long", EMSGSIZE }
+        for _, n in ipairs { 1, 100 } do
+          local s = fed(ctx, "12345\nmore and more\n", n)
+          assert.same(too_long, pack(s:read("l", 4)))
+          assert.same(too_long, pack(s:read("L", 4)))
+          assert.same(too_long, pack(s:read({ until_ = "\n", max = 4 })))
+          assert.same(too_long, pack(s:read("a", 10)))
+          assert.equal("12345", s:read("l", 5))
+          assert.equal("more and more\n", s:read("a", 100))
+          s:close()
+        end
+      end)
+    end)
+
+    it("returns what came before the end, then the end", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local s = fed(ctx, "abc", 1)
+        assert.equal("abc", s:read(10))
+        assert.same(eof, pack(s:read(10)))
+        assert.same(eof, pack(s:readsome()))
+        assert.same(eof, pack(s:read "l"))
+        assert.equal("", s:read "a")
+      end)
+    end)
+
+    it("reads 16 MiB in whatever way", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local part = {}
+        for i = 1, 4096 do part[i] = ("%07d\n"):format(i) end
+        local text = table.concat(part):rep(512)
+        local buffer = aio.buffer(100000)
+        local ways = {
+          function(s) return s:read "a" end,
+          function(s) return s:read(#text) end,
+          function(s)
+            local got = {}
+            for some in function() return s:readsome() end do got[#got + 1] = some end
+            return table.concat(got)
+          end,
+          function(s)
+            local got = {}
+            for n in function() return s:readinto(buffer) end do
+              assert.equal(n, #buffer)
+              got[#got + 1] = buffer:tostring()
+            end
+            return table.concat(got)
+          end,
+        }
+        for _, way in ipairs(ways) do
+          local a, b = aio.socketpair()
+          local writer = ctx:spawn(function()
+            assert.equal(a, a:write(text))
+            a:shutdown()
+          end)
+          assert.is_true(way(b) == text)
+          aio.await(writer)
+        end
+        local a, b = aio.pipe()
+        ctx:spawn(function()
+          for line in text:sub(1, 1 << 20):gmatch "[^\n]*\n" do b:write(line) end
+          b:close()
+        end)
+        local n = 0
+        for line in a:lines() do
+          n = n + 1
+          assert.equal((n - 1) % 4096 + 1, tonumber(line))
+        end
+        assert.equal((1 << 20) // 8, n)
+      end)
+    end)
+
+    it("works without a task", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local log = {}
+      ctx:spawn(function()
+        for i = 1, 300 do
+          a:write(tostring(i % 10))
+          if i % 100 == 0 then a:write "\n" end
+          aio.yield()
+        end
+        a:close()
+      end)
+      ctx:schedule(function()
+        log[1] = #b:read()
+        log[2] = #b:read(50)
+        log[3], log[4] = "", ""
+        repeat log[3] = log[3] .. b:readsome(7 - #log[3]) until #log[3] == 7
+        local buffer = aio.buffer(3)
+        assert.equal(1, b:readinto(aio.buffer(1)))
+        repeat
+          local n = b:readinto(buffer)
+          assert.equal(n, #buffer)
+          log[4] = log[4] .. buffer:tostring()
+        until #log[4] >= 3
+        log[4] = 1 + #log[4] + #b:read "a"
+        log[5] = select(2, b:read())
+      end)
+      d.wait(ctx, function() return log[5] end)
+      assert.same({ 100, 50, "1234567", 145, "eof" }, log)
+    end)
+
+    it("lets one read at a time", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local first = ctx:spawn(b.read, b)
+      settle(d, ctx, { first })
+      for _, name in ipairs { "read", "readsome" } do
+        local second = ctx:spawn(b[name], b):keep()
+        d.wait(ctx, tasks.all_over(second))
+        local ok, err = second:join()
+        assert.is_false(ok)
+        assert.matches("another task is reading", err)
+      end
+      a:write "x\n"
+      finish(d, ctx, { first })
+      assert.same({ n = 2, true, "x" }, pack(first:join()))
+    end)
+
+    it("keeps what has arrived when its time is over, or it is cancelled", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        a:write "par"
+        b:settimeout(0.001)
+        assert.same(timeout, pack(b:read()))
+        b:settimeout(0)
+        assert.same(timeout, pack(b:read(10)))
+        assert.same(timeout, pack(aio.timeout(0.001, b.settimeout(b).read, b)))
+        local task = ctx:spawn(b.read, b)
+        aio.sleep(0.001)
+        task:cancel()
+        task:join()
+        a:write "tial\n"
+        assert.equal("partial", b:read())
+        assert.same(timeout, pack(b:settimeout(0):readsome()))
+        a:write "x"
+        assert.equal("x", b:readsome())
+      end)
+    end)
+
+    it("does not keep others waiting, however much there is", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local n, ticks = 0, 0
+      local reader = ctx:spawn(function()
+        while true do n = n + #b:readsome(1) end
+      end)
+      local writer = ctx:spawn(function()
+        while true do a:write(("x"):rep(1000)) end
+      end)
+      local function tick()
+        ticks = ticks + 1
+        ctx:schedule(tick)
+      end
+      ctx:schedule(tick)
+      d.wait(ctx, function() return ticks == 300 and n > 1000 end)
+      assert.is_true(n <= 300 * 64, n)
+      reader:cancel()
+      writer:cancel()
+      finish(d, ctx, { reader, writer })
+    end)
+
+    it("refuses formats that are none, and changes nothing", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        a:write "x\n"
+        for _, bad in ipairs { "x", "", {}, { until_ = "" }, { until_ = 1 }, { until_ = "x", max = -1 }, { until_ = "x", max = "1" }, -1,
+          1.5, true, print, 1 << 60 } do
+          assert.has_error(function() b:read(bad) end)
+          assert.has_error(function() b:read("l", bad) end)
+        end
+        assert.has_error(function() b:read("n", 5) end)
+        assert.has_error(function() b:readsome(0) end)
+        assert.has_error(function() b:readinto(10) end)
+        assert.has_error(function() b:readinto(aio.buffer(0)) end)
+        assert.equal("x", b:read())
+      end)
+    end)
+  end)
+end)
+
+describe("stream:write", function()
+  drivers.each_backend(function(d)
+    after_each(tasks.collect)
+
+    it("writes pieces of all kinds as one", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        local buffer = aio.buffer(10):set "buffer"
+        assert.equal(a, a:write("string", 1, 2.5, buffer, "", "\0"))
+        assert.equal(a, a:write())
+        assert.equal(a, a:write("", ""))
+        local many = {}
+        for i = 1, 5000 do many[i] = i % 3 == 0 and "" or i end
+        assert.equal(a, a:write(table.unpack(many)))
+        a:shutdown()
+        assert.equal("string12.5buffer\0" .. table.concat(many), b:read "a")
+        assert.has_error(function() a:write("x", {}) end)
+        assert.has_error(function() a:write(nil) end)
+      end)
+    end)
+
+    it("waits for a slow reader, and mixes nothing", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local list, order = {}, {}
+      for i = 1, 20 do
+        list[i] = ctx:spawn(function()
+          local c = string.char(96 + i)
+          assert.equal(a, a:write(c:rep(50000), aio.buffer(60000):set(c:rep(60000)), c:rep(40000), "\n"))
+          order[#order + 1] = i
+        end)
+      end
+      settle(d, ctx, list)
+      collectgarbage()
+      run(d, ctx, function()
+        for i = 1, 20 do
+          aio.yield()
+          assert.equal(string.char(96 + i):rep(150000), b:read())
+        end
+      end)
+      finish(d, ctx, list)
+      for i = 1, 20 do assert.equal(i, order[i]) end
+      tasks.is_quiet(ctx)
+    end)
+
+    it("leaves nothing behind when it is given up before its first byte", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local filled = fds.fill(a:getfd())
+      local cancelled, limited = ctx:spawn(a.write, a, ("c"):rep(10)), ctx:spawn(aio.timeout, 0.001, a.write, a, "t")
+      local good = ctx:spawn(a.write, a, "good")
+      settle(d, ctx, { cancelled, limited, good })
+      cancelled:cancel()
+      finish(d, ctx, { cancelled, limited })
+      assert.same({ n = 3, true, nil, "timeout" }, pack(limited:join()))
+      run(d, ctx, function() assert.equal(filled, #b:read(filled)) end)
+      finish(d, ctx, { good })
+      run(d, ctx, function()
+        a:write "!"
+        assert.equal("good!", b:read(5))
+      end)
+      tasks.is_quiet(ctx)
+    end)
+
+    it("is finished by the loop when it is given up in its midst", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local text, buffer = ("t"):rep(1 << 20), aio.buffer(1 << 20):set(("b"):rep(1 << 20))
+      for _, give_up in ipairs {
+        function(task) task:cancel() end,
+        function() a:settimeout(0.001) end,
+        function() a:settimeout(0) end,
+      } do
+        a:settimeout()
+        local task
+        if give_up then
+          task = ctx:spawn(function()
+            if not task then give_up() end
+            return a:write(text, buffer, "end\n")
+          end)
+          settle(d, ctx, { task })
+          give_up(task)
+          d.wait(ctx, function() return tasks.over(task) or task:cancel() end)
+        end
+        buffer:set "changed"
+        collectgarbage()
+        a:settimeout()
+        local after = ctx:spawn(a.write, a, "after\n")
+        run(d, ctx, function()
+          local got = b:read()
+          assert.equal((2 << 20) + 3, #got)
+          assert.is_true(got == text .. ("b"):rep(1 << 20) .. "end")
+          assert.equal("after", b:read())
+        end)
+        finish(d, ctx, { after })
+        buffer:set(("b"):rep(1 << 20))
+        tasks.is_quiet(ctx)
+      end
+    end)
+
+    it("leaves to the loop as much as it may", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      a:setbound(4 << 20)
+      local text = ("x"):rep(1 << 20)
+      run(d, ctx, function()
+        for _ = 1, 4 do assert.equal(a, a:write(text)) end
+      end)
+      a = nil -- luacheck: ignore 331
+      tasks.collect()
+      assert.equal(1, ctx:stats().live)
+      run(d, ctx, function() assert.equal(4 << 20, #b:read(4 << 20)) end)
+      d.wait(ctx, function() return ctx:stats().live == 0 end)
+      tasks.collect()
+      run(d, ctx, function() assert.same(eof, pack(b:read())) end)
+    end)
+
+    it("tells a later write of an error that nobody waited for", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      a:setbound(8 << 20)
+      run(d, ctx, function()
+        a:write(("x"):rep(4 << 20))
+        b:close()
+        aio.sleep(0.01)
+        assert.equal(EPIPE, select(3, a:write "x"))
+        assert.equal(EPIPE, select(3, a:shutdown()))
+      end)
+    end)
+
+    it("returns the error of a peer that is gone, and raises no signal", function()
+      local result = child.run [[
+        local aio = require "aioloop"
+        aio.run(function()
+          local a, b = aio.socketpair()
+          b:close()
+          assert(select(3, a:write "x") == 32)
+          local r, w = aio.pipe()
+          r:close()
+          assert(select(3, w:write("x", "y")) == 32)
+          local r2, w2 = aio.pipe()
+          local t = aio.spawn(w2.write, w2, ("x"):rep(1 << 20))
+          aio.sleep(0.01)
+          r2:close()
+          local ok, _, _, errno = t:join()
+          assert(ok and errno == 32)
+          io.write "alive"
+        end)
+      ]]
+      assert.same({ "alive", "", 0 }, { result.out, result.err, result.code })
+      assert(d)
+    end)
+
+    it("leaves a signal alone that somebody else is to get", function()
+      local ctx, n = d.context(), 0
+      ctx:signal("PIPE", function() n = n + 1 end)
+      run(d, ctx, function()
+        local r, w = aio.pipe()
+        r:close()
+        assert.equal(EPIPE, select(3, w:write "x"))
+        aio.sleep(0.01)
+        assert.equal(0, n)
+        os.execute("kill -PIPE " .. drivers.pid())
+      end)
+      d.wait(ctx, function() return n == 1 end)
+      ctx:close()
+    end)
+  end)
+end)
+
+describe("a stream", function()
+  drivers.each_backend(function(d)
+    after_each(tasks.collect)
+
+    it("that is closed wakes whoever waits for it", function()
+      local ctx = d.context()
+      for _, name in ipairs { "close", "__close", "__gc" } do
+        local a, b = aio.socketpair()
+        local list = {}
+        for i, wait in ipairs {
+          function() return a:read() end,
+          function() return a:write(("x"):rep(1 << 20)) end,
+          function() return a:write "y" end,
+          function() return a:shutdown() end,
+        } do
+          list[i] = ctx:spawn(wait)
+        end
+        settle(d, ctx, list)
+        getmetatable(a)[name](a)
+        finish(d, ctx, list)
+        for _, task in ipairs(list) do assert.same({ n = 3, true, nil, "closed" }, pack(task:join())) end
+        run(d, ctx, function()
+          assert.is_true(a:close())
+          for _, method in ipairs { "read", "readsome", "write", "shutdown", "getpeername", "getsockname" } do
+            assert.same(closed, pack(a[method](a)), method)
+          end
+          assert.equal(-1, a:getfd())
+          b:close()
+        end)
+        tasks.is_quiet(ctx)
+      end
+    end)
+
+    it("that is closed in the moment it is ready has no more for its reader", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local reader = ctx:spawn(b.read, b)
+      settle(d, ctx, { reader })
+      ctx:spawn(function()
+        a:write "line\n"
+        b:close()
+      end)
+      finish(d, ctx, { reader })
+      assert.same({ n = 3, true, nil, "closed" }, pack(reader:join()))
+    end)
+
+    it("that nobody holds is closed", function()
+      local ctx = d.context()
+      local before = fds.count()
+      for _ = 1, 10 do
+        aio.socketpair()
+        aio.pipe()
+        ctx:spawn(function() aio.timeout(0.001, function() return (aio.pipe()):read() end) end)
+      end
+      d.pass(ctx, 0.01)
+      tasks.collect()
+      assert.equal(before, fds.count())
+    end)
+
+    it("outlives the context in which somebody waited for it", function()
+      local a, b = aio.socketpair()
+      local first = d.context()
+      local reader, writer = first:spawn(b.read, b), first:spawn(b.write, b, ("x"):rep(1 << 20))
+      settle(d, first, { reader, writer })
+      first:close()
+      local ctx = d.context()
+      run(d, ctx, function()
+        a:write "line\n"
+        assert.equal("line", b:read())
+        assert.equal(125, select(3, b:write "x")) -- the rest of what had begun is lost
+        b:close()
+        a:close()
+      end)
+      tasks.is_quiet(ctx)
+    end)
+
+    it("can be read by one task while another one writes", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local text = ("x"):rep(3 << 20)
+      local list = {}
+      for _, s in ipairs { a, b } do
+        list[#list + 1] = ctx:spawn(s.write, s, text)
+        list[#list + 1] = ctx:spawn(function() assert.equal(#text, #s:read(#text)) end)
+      end
+      finish(d, ctx, list)
+      tasks.is_quiet(ctx)
+    end)
+
+    it("survives its coroutines being closed from outside", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      fds.fill(b:getfd())
+      for _, fn in ipairs { function() b:read() end, function() b:write(("w"):rep(10)) end, function() b:readsome() end } do
+        local co = coroutine.create(fn)
+        ctx:co_schedule(co)
+        d.turns(ctx, 3)
+        coroutine.close(co)
+      end
+      collectgarbage()
+      a:write "x\n"
+      fds.read(a:getfd())
+      d.turns(ctx, 5)
+      b:close()
+      a:close()
+      d.turns(ctx, 5)
+    end)
+
+    it("of which the fd was closed behind our back says closed, and leaves the number alone", function()
+      local ctx = d.context()
+      for _, direction in ipairs { "read", "write" } do
+        local a = aio.socketpair()
+        local fd = a:getfd()
+        fds.fill(fd)
+        local task = ctx:spawn(a[direction], a, direction == "write" and "x" or "l")
+        settle(d, ctx, { task })
+        fds.close(fd)
+        finish(d, ctx, { task })
+        assert.same({ n = 3, true, nil, "closed" }, pack(task:join()))
+        local r = aio.socketpair()
+        a:close()
+        assert.is_true(fds.is_open(r:getfd()))
+      end
+      tasks.is_quiet(ctx)
+    end)
+
+    it("takes a number that was used again for what it is", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        for _ = 1, 20 do
+          local a, b = aio.socketpair()
+          local n = a:getfd()
+          local reader = ctx:spawn(a.readsome, a)
+          aio.yield()
+          a:close()
+          local c, e = aio.socketpair()
+          assert.is_true(c:getfd() == n or e:getfd() == n or true)
+          local reader2 = ctx:spawn(c.readsome, c)
+          aio.yield()
+          e:write "new"
+          assert.same({ n = 3, true, nil, "closed" }, pack(reader:join()))
+          assert.same({ n = 2, true, "new" }, pack(reader2:join()))
+          b:close()
+          c:close()
+          e:close()
+        end
+      end)
+    end)
+
+    it("delivers what came before a reset", function()
+      local ctx = d.context()
+      local server = assert(aio.listen("127.0.0.1", 0))
+      run(d, ctx, function()
+        local client = assert(aio.connect("127.0.0.1", (select(2, server:getsockname()))))
+        local peer = server:accept()
+        peer:write "to be lost"
+        client:write "abc\npart"
+        assert.equal("abc", peer:read())
+        client:close() -- with something unread: a reset
+        local got = pack(peer:read())
+        assert.same({ n = 3, nil, got[2], ECONNRESET }, got)
+        assert.same("part", peer:readsome(100))
+        assert.equal(ECONNRESET, select(3, peer:readsome()))
+        assert.is_nil(peer:write "x")
+      end)
+    end)
+
+    it("says who it is", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        local r, w = aio.pipe()
+        assert.same({ n = 1, "" }, pack(a:getsockname()))
+        assert.equal(ENOTSOCK, select(3, r:getpeername()))
+        assert.equal(ENOTSOCK, select(3, w:shutdown()))
+        assert.equal("stream", aio.type(a))
+        assert.matches("^aioloop.stream %(open, fd %d+%)", tostring(b))
+        a:close()
+        assert.matches("^aioloop.stream %(closed%)", tostring(a))
+      end)
+    end)
+
+    it("gives its fd away, and takes another", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        local c, e = aio.socketpair()
+        local fd = a:getfd()
+        assert.equal(a, a:setfd(c:getfd()))
+        assert.equal(c, c:setfd(-1))
+        e:write "x"
+        assert.equal("x", a:readsome())
+        assert.is_true(fds.is_open(fd))
+        local other = assert(aio.stream(fd))
+        b:write "y"
+        assert.equal("y", other:readsome())
+        local task = ctx:spawn(a.read, a)
+        aio.yield()
+        assert.has_error(function() a:setfd(-1) end)
+        a:close()
+        task:join()
+        assert.has_error(function() a:setfd(-2) end)
+        assert.has_error(function() a:setfd "x" end)
+      end)
+    end)
+
+    it("is made of an fd, of a file and of an object", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local r, w = fds.pipe()
+        local reader, writer = assert(aio.stream(r)), assert(aio.stream(w))
+        writer:write "one"
+        assert.equal("one", reader:readsome())
+        writer:close()
+        assert.is_false(fds.is_open(w))
+        reader:close()
+
+        local pipe <close> = assert(io.popen("echo from a child; cat >/dev/null", "r"))
+        local out <close> = assert(aio.stream(pipe))
+        assert.equal("from a child", out:read())
+        assert.same(eof, pack(out:read()))
+
+        local a, b = aio.socketpair()
+        local object = { getfd = function() return a:getfd() end }
+        local copy = assert(aio.stream(object))
+        assert.not_equal(a:getfd(), copy:getfd())
+        b:write "x"
+        assert.equal("x", copy:read(1))
+        copy:close()
+        assert.equal(a, a:write "still open")
+
+        local file <close> = io.tmpfile()
+        assert.equal(EINVAL, select(3, aio.stream(file)))
+        assert.same({ nil, 9 }, { aio.stream(1000000), select(3, aio.stream(1000000)) })
+        assert.has_error(function() aio.stream {} end)
+        assert.has_error(function() aio.stream(-1) end)
+      end)
+    end)
+
+    it("makes an fd non-blocking for as long as it is open", function()
+      local function blocking(fd)
+        for line in io.lines(("/proc/self/fdinfo/%d"):format(fd)) do
+          local flags = line:match "flags:%s*(%d+)"
+          if flags then return tonumber(flags, 8) & tonumber("4000", 8) == 0 end
+        end
+      end
+      local ctx = d.context()
+      run(d, ctx, function()
+        local pipe <close> = assert(io.popen("cat >/dev/null", "w"))
+        local s = assert(aio.stream(pipe))
+        local fd = s:getfd()
+        assert.is_false(blocking(fd))
+        local copy = assert(fds.dup(fd))
+        assert.equal(s, s:write "x")
+        s:close()
+        assert.is_true(blocking(copy))
+        fds.close(copy)
+        assert.is_truthy(pipe:write "y")
+      end)
+    end)
+
+  end)
+end)
