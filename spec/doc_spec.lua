@@ -107,6 +107,8 @@ describe("doc/meta/aioloop.lua", function()
       queue = aio.queue(),
       file = assert(aio.open "README.md"),
       buffer = aio.buffer(1),
+      stream = aio.pipe(),
+      server = assert(aio.listen("127.0.0.1", 0)),
     }
     seen(described, "aio", aio)
     for class, object in pairs(objects) do

@@ -301,6 +301,60 @@ function buffer:tostring(i, j) end
 ---@return integer
 function buffer:capacity() end
 
+---@alias aioloop.format string|integer|{until_: string, max?: integer, keep?: boolean}
+
+---@class aioloop.stream
+local stream = {}
+---@param ... aioloop.format
+---@return string|number? piece, any ...
+function stream:read(...) end
+---@param max? integer
+---@return string? data, string? message, integer? errno
+function stream:readsome(max) end
+---@param buf aioloop.buffer
+---@return integer? n, string? message, integer? errno
+function stream:readinto(buf) end
+---@param ... aioloop.format
+---@return fun(): string|number?, any ...
+function stream:lines(...) end
+---@param ... string|number|aioloop.buffer
+---@return aioloop.stream? stream, string? message, integer? errno
+function stream:write(...) end
+---@param how? "w"
+---@return aioloop.stream? stream, string? message, integer? errno
+function stream:shutdown(how) end
+---@param seconds? number
+---@return aioloop.stream
+function stream:settimeout(seconds) end
+---@param n integer
+---@return aioloop.stream
+function stream:setbound(n) end
+---@return string? host, integer|string? port, integer? errno
+function stream:getpeername() end
+---@return string? host, integer|string? port, integer? errno
+function stream:getsockname() end
+---@return integer
+function stream:getfd() end
+---@param fd integer
+---@return aioloop.stream? stream, string? message, integer? errno
+function stream:setfd(fd) end
+---@return boolean
+function stream:close() end
+
+---@class aioloop.server
+local server = {}
+---@param timeout? number
+---@return aioloop.stream? client, string? message, integer? errno
+function server:accept(timeout) end
+---@return fun(): aioloop.stream?
+function server:clients() end
+---@return string? host, integer|string? port, integer? errno
+function server:getsockname() end
+---@return integer
+function server:getfd() end
+---@return boolean
+function server:close() end
+
 ---@class aioloop.clock
 local clock = {}
 function clock:pause() end
@@ -456,5 +510,22 @@ function aio.readfile(path) end
 ---@param data string|number|aioloop.buffer
 ---@return boolean? ok, string? message, integer? errno
 function aio.writefile(path, data) end
+---@param host string
+---@param port? integer|string|table
+---@param options? {timeout?: number, nodelay?: boolean, keepalive?: boolean|integer}
+---@return aioloop.stream? stream, string? message, integer? errno
+function aio.connect(host, port, options) end
+---@param host? string
+---@param port? integer|string|table
+---@param options? {backlog?: integer, reuseaddr?: boolean, reuseport?: boolean, nodelay?: boolean, keepalive?: boolean|integer, v6only?: boolean, timeout?: number}
+---@return aioloop.server? server, string? message, integer? errno
+function aio.listen(host, port, options) end
+---@return aioloop.stream? r, aioloop.stream|string? w, integer? errno
+function aio.pipe() end
+---@return aioloop.stream? a, aioloop.stream|string? b, integer? errno
+function aio.socketpair() end
+---@param fd any integer, file, or an object with getfd, fileno or pollfd
+---@return aioloop.stream? stream, string? message, integer? errno
+function aio.stream(fd) end
 
 return aio

@@ -9,6 +9,11 @@ local M, stream, server = core.streams()
 local connect_to, listen_at = M.connect_to, M.listen_at
 M.connect_to, M.listen_at = nil, nil
 
+local function check_self(self, kind, name)
+  if core.type(self) == kind then return end
+  error(("bad argument #1 to '%s' (aioloop.%s expected, got %s)"):format(name, kind, core.type(self) or type(self)), 3)
+end
+
 local function check_options(options, idx, name)
   if options ~= nil and type(options) ~= "table" then
     error(("bad argument #%d to '%s' (table expected, got %s)"):format(idx, name, type(options)), 3)
@@ -99,7 +104,8 @@ end
 -- @tparam[opt="l"] string|integer|table ... formats, as for `read`
 -- @treturn function iterator
 function stream:lines(...)
-  local read, formats = self.read, table.pack(...)
+  check_self(self, "stream", "lines")
+  local read, formats = stream.read, table.pack(...)
   local function check(value, message, errno, ...)
     if value == nil and message ~= nil and message ~= "eof" then error(message, 3) end
     return value, message, errno, ...
@@ -111,7 +117,8 @@ end
 -- @function server:clients
 -- @treturn function iterator
 function server:clients()
-  local accept = self.accept
+  check_self(self, "server", "clients")
+  local accept = server.accept
   return function()
     local client, message = accept(self)
     if client == nil and message ~= "closed" then error(message, 2) end

@@ -20,7 +20,7 @@ local function nop() end
 
 local kinds = {
   "bh", "buffer", "clock", "condition", "context", "event", "file", "group", "mutex", "queue", "rwlock", "semaphore",
-  "signal", "task", "timer", "watch",
+  "server", "signal", "stream", "task", "timer", "watch",
 }
 
 local function new_context(opts)
@@ -48,6 +48,8 @@ local make = {
   queue = function() return aio.queue(1) end,
   buffer = function() return aio.buffer(8) end,
   file = function() return assert(quiet:run(aio.open, "/dev/null", "r+")) end,
+  stream = function() return (aio.socketpair()) end,
+  server = function() return assert(aio.listen("127.0.0.1", 0)) end,
 }
 
 local function methods_of(kind) return getmetatable(make[kind](new_context())) end
