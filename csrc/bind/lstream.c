@@ -201,8 +201,8 @@ static int stream_getfd(lua_State *L) {
   return lua_pushinteger(L, s->s.fd), 1;
 }
 
-/*** Gives its descriptor away, to whoever has it by `getfd`, and takes another one over, as non-blocking as it must be. What
-has arrived and was not read, and what is queued to be written, is dropped.
+/*** Gives its descriptor away, to whoever has it by `getfd`, and takes another one over, as `aio.stream` does, for
+good. What has arrived and was not read, and what is queued to be written, is dropped.
 @function stream:setfd
 @tparam integer fd -1: none; the stream is closed then
 @treturn stream itself; or nil, message, errno: it is closed then
@@ -214,9 +214,9 @@ static int stream_setfd(lua_State *L) {
   if (s->reader || s->out) return luaL_error(L, "cannot change the fd of a stream that somebody waits for");
   aioL_stream_close(s, true);
   s->watch = (AioWatch){.ctx = NULL};
-  int rc = fd < 0 ? 0 : aio_stream_adopt(&s->s, (int)fd, false);
+  int rc = fd < 0 ? 0 : aio_stream_adopt(&s->s, (int)fd, fd <= 2);
   if (rc < 0) return aioL_fail(L, rc);
-  s->s.restore = false;
+  if (fd > 2) s->s.restore = false;
   return lua_settop(L, 1), 1;
 }
 

@@ -341,6 +341,15 @@ function stream:setfd(fd) end
 ---@return boolean
 function stream:close() end
 
+---@class aioloop.listen_options
+---@field backlog? integer
+---@field reuseaddr? boolean
+---@field reuseport? boolean
+---@field nodelay? boolean
+---@field keepalive? boolean|integer
+---@field v6only? boolean
+---@field timeout? number
+
 ---@class aioloop.server
 local server = {}
 ---@param timeout? number
@@ -517,7 +526,7 @@ function aio.writefile(path, data) end
 function aio.connect(host, port, options) end
 ---@param host? string
 ---@param port? integer|string|table
----@param options? {backlog?: integer, reuseaddr?: boolean, reuseport?: boolean, nodelay?: boolean, keepalive?: boolean|integer, v6only?: boolean, timeout?: number}
+---@param options? aioloop.listen_options
 ---@return aioloop.server? server, string? message, integer? errno
 function aio.listen(host, port, options) end
 ---@return aioloop.stream? r, aioloop.stream|string? w, integer? errno

@@ -34,13 +34,13 @@ local function connect_host(host, port, options)
   return connect_to(list, options)
 end
 
---- Connects: to a host, whose addresses are tried in their order, IPv6 and IPv4 by turns, the next one when the one before has
--- failed or takes longer than 250 ms; or to a Unix socket.
+--- Connects: to a host, whose addresses are tried in their order, IPv6 and IPv4 by turns, the next one when the one
+-- before has failed or takes longer than 250 ms; or to a Unix socket.
 -- @function connect
 -- @tparam string host a name or an address; or the path of a Unix socket; "@name" is in the abstract namespace
 -- @tparam integer|string|nil port a number or a service; nil: host is a path
--- @tparam[opt] table options timeout (seconds, of all this together), nodelay (true), keepalive (false; true, or seconds of
---   silence before the first probe)
+-- @tparam[opt] table options timeout (seconds, of all this together), nodelay (true), keepalive (false; true, or
+--   seconds of silence before the first probe)
 -- @treturn stream or nil, "timeout"; or nil, message, errno (where the name could not be resolved: code of getaddrinfo)
 function M.connect(host, port, options)
   if port == nil or type(port) == "table" and options == nil then
@@ -67,14 +67,14 @@ function M.connect(host, port, options)
   return core.timeout(timeout, fn, host, port, options)
 end
 
---- Listens: at an address, or at the path of a Unix socket, which is removed when the server is closed. One that was left behind
--- by a server that has died is replaced.
+--- Listens: at an address, or at the path of a Unix socket, which is removed when the server is closed. One that was
+-- left behind by a server that has died is replaced.
 -- @function listen
--- @tparam ?string host an address, or a name; "*": all of this machine's; or the path of a Unix socket; "@name" is in the
---   abstract namespace
+-- @tparam ?string host an address, or a name; "*": all of this machine's; or the path of a Unix socket; "@name" is in
+--   the abstract namespace
 -- @tparam integer|string|nil port a number (0: any that is free) or a service; nil: host is a path
--- @tparam[opt] table options backlog (128), reuseaddr (true), reuseport (false), nodelay (true), keepalive (false; true, or seconds
---   of silence before the first probe), v6only (boolean), timeout (seconds, of each accept)
+-- @tparam[opt] table options backlog (128), reuseaddr (true), reuseport (false), nodelay (true), keepalive (false; true,
+--   or seconds of silence before the first probe), v6only (boolean), timeout (seconds, of each accept)
 -- @treturn server or nil, message, errno
 function M.listen(host, port, options)
   if port == nil or type(port) == "table" and options == nil then

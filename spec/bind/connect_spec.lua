@@ -19,7 +19,8 @@ local function full_server(ctx, d, name)
   local clients = {}
   run(d, ctx, function()
     for i = 1, 10 do
-      local client = name and aio.connect(name, { timeout = 0.02 }) or aio.connect("127.0.0.1", port_of(server), { timeout = 0.05 })
+      local limit = { timeout = 0.05 }
+      local client = name and aio.connect(name, limit) or aio.connect("127.0.0.1", port_of(server), limit)
       if not client then break end
       clients[i] = client
     end
@@ -65,7 +66,8 @@ describe("aio.connect", function()
         assert.same({ nil, "string", true }, { nothing, type(message), math.type(code) == "integer" })
       end)
       assert.equal(before, fds.count())
-      for _, bad in ipairs { {}, { 1, 2 }, { {}, 1 }, { "x", -1 }, { "x", 65536 }, { "x", 1.5 }, { "x", true }, { "x", 1, 2 }, { "x", {}, {} },
+      for _, bad in ipairs { {}, { 1, 2 }, { {}, 1 }, { "x", -1 }, { "x", 65536 }, { "x", 1.5 }, { "x", true },
+        { "x", 1, 2 }, { "x", {}, {} },
         { "@x", { timeout = "1" } }, { "@x", { timeout = true } }, { "@x", { nodelay = 1 } } } do
         assert.has_error(function() aio.connect(table.unpack(bad, 1, 3)) end)
       end
