@@ -73,8 +73,8 @@ end
 -- @tparam ?string host an address, or a name; "*": all of this machine's; or the path of a Unix socket; "@name" is in
 --   the abstract namespace
 -- @tparam integer|string|nil port a number (0: any that is free) or a service; nil: host is a path
--- @tparam[opt] table options backlog (128), reuseaddr (true), reuseport (false), nodelay (true), keepalive (false; true,
---   or seconds of silence before the first probe), v6only (boolean), timeout (seconds, of each accept)
+-- @tparam[opt] table options backlog (128), reuseaddr (true), reuseport (false), nodelay (true), keepalive (false;
+--   true, or seconds of silence before the first probe), v6only (boolean), timeout (seconds, of each accept)
 -- @treturn server or nil, message, errno
 function M.listen(host, port, options)
   if port == nil or type(port) == "table" and options == nil then

@@ -71,11 +71,11 @@ describe("aio.listen", function()
       assert.equal(ENAMETOOLONG, select(3, aio.listen(("x"):rep(200))))
       assert.is_nil((aio.listen("192.0.2.1", 0)))
       assert.is_nil((aio.listen "/no/such/folder/socket"))
-      for _, bad in ipairs { { 1, 2 }, { "x", {}, {} }, { "127.0.0.1", -1 }, { "127.0.0.1", 65536 }, { "127.0.0.1", 1.5 }, { nil, 1 },
-        {},
+      for _, bad in ipairs { { 1, 2 }, { "x", {}, {} }, { "127.0.0.1", -1 }, { "127.0.0.1", 65536 }, { "127.0.0.1", 1.5 },
+        { nil, 1 }, {},
         { "@x", { backlog = -1 } }, { "@x", { backlog = "x" } }, { "@x", { nodelay = 1 } }, { "@x", { keepalive = 0 } },
-        { "@x", { keepalive = 1.5 } }, { "@x", { v6only = 1 } }, { "@x", { timeout = "1" } }, { "@x", { timeout = 0 / 0 } },
-        { "@x", nil, 1 } } do
+        { "@x", { keepalive = 1.5 } }, { "@x", { v6only = 1 } }, { "@x", { timeout = "1" } },
+        { "@x", { timeout = 0 / 0 } }, { "@x", nil, 1 } } do
         assert.has_error(function() aio.listen(table.unpack(bad, 1, 3)) end)
       end
     end)
@@ -296,8 +296,9 @@ describe("a server of streams", function()
       local file <close> = assert(io.open(posted, "w"))
       file:write(("posted "):rep(30000))
       file:close()
-      local curl = assert(io.popen(("unset LD_PRELOAD; curl -s -m 20 %s %s; "
-        .. "curl -s -m 20 -H Expect: --data-binary @%s %s | cmp - %s && echo same"):format(url, url, posted, url, posted)))
+      local command = "unset LD_PRELOAD; curl -s -m 20 %s %s; "
+        .. "curl -s -m 20 -H Expect: --data-binary @%s %s | cmp - %s && echo same"
+      local curl = assert(io.popen(command:format(url, url, posted, url, posted)))
       local reader = assert(aio.stream(curl))
       local got = run(d, ctx, reader.read, reader, "a")
       assert.is_true(got == body .. body .. "same\n")

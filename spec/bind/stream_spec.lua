@@ -47,8 +47,8 @@ describe("stream:read", function()
     it("reads as io.read does, however small the portions", function()
       local texts = { "", "\n", "one", "one\n", "one\ntwo\n\nthree", ("x"):rep(5000) .. "\n" .. ("y"):rep(9000),
         "1\n0x1F\n -2.5e1rest\n" }
-      local formats = { { "l", "l", "l", "l", "l" }, { "L", "L", "L", "L", "L" }, { 1, 2, 3, "l", 4000, 0 }, { "a", "a" },
-        { "l", "a", "a" }, { 3, "a" }, { 0, "l", 0 } }
+      local formats = { { "l", "l", "l", "l", "l" }, { "L", "L", "L", "L", "L" }, { 1, 2, 3, "l", 4000, 0 },
+        { "a", "a" }, { "l", "a", "a" }, { 3, "a" }, { 0, "l", 0 } }
       for _, text in ipairs(texts) do
         for _, list in ipairs(formats) do
           for _, n in ipairs { 1, 3, 4096, 1 << 20 } do
@@ -141,12 +141,12 @@ describe("stream:read", function()
       end)
     end)
 
-    it("reads 16 MiB in whatever way", function()
+    it("reads 4 MiB in whatever way", function()
       local ctx = d.context()
       run(d, ctx, function()
         local part = {}
         for i = 1, 4096 do part[i] = ("%07d\n"):format(i) end
-        local text = table.concat(part):rep(512)
+        local text = table.concat(part):rep(128)
         local buffer = aio.buffer(100000)
         local ways = {
           function(s) return s:read "a" end,
@@ -285,8 +285,8 @@ describe("stream:read", function()
       run(d, ctx, function()
         local a, b = aio.socketpair()
         a:write "x\n"
-        for _, bad in ipairs { "x", "", {}, { until_ = "" }, { until_ = 1 }, { until_ = "x", max = -1 }, { until_ = "x", max = "1" },
-          -1, 1.5, true, print, 1 << 60 } do
+        for _, bad in ipairs { "x", "", {}, { until_ = "" }, { until_ = 1 }, { until_ = "x", max = -1 },
+          { until_ = "x", max = "1" }, -1, 1.5, true, print, 1 << 60 } do
           assert.has_error(function() b:read(bad) end)
           assert.has_error(function() b:read("l", bad) end)
         end
