@@ -66,7 +66,7 @@ static void on_readable(void *opaque) {
     return;
   }
   bool direct = tk->ops != &read_ops;
-  if (direct && tk->task) {
+  if (direct && !tk->polls) {
     aioL_take(tk, L_DONE, 0);
     return;
   }
@@ -98,7 +98,7 @@ static int wait_for(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops) 
 static LStream *check_reader(lua_State *L) { /* [-0, +0, v] */
   LStream *s = aioL_check(L, 1, L_STREAM);
   LTicket *tk = s->reader;
-  if (tk && tk->task && aioL_dead(tk->task->L)) aioL_take_later(tk, L_CLOSED, 0); /* closed by coroutine.close */
+  if (tk && !tk->polls && aioL_dead(aioL_task_of(tk)->L)) aioL_take_later(tk, L_CLOSED, 0); /* closed by coroutine.close */
   if (s->reader) luaL_error(L, "another task is reading from the stream");
   return s;
 }
