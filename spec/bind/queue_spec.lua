@@ -711,8 +711,7 @@ end)
 -- Each try lets the collector come somewhere else, also between the look at what is waited for and the wait.
 describe("what a finaliser brings while a wait outside of tasks begins", function()
   local function lost(prepare)
-    local pause, mul, size = 100, 400, 40
-    collectgarbage("incremental", pause, mul, size)
+    local mode = collectgarbage("incremental", 100, 400, 40) -- a whole cycle in each step
     local missed = 0
     for try = 1, 80 do
       local bring, wait = prepare()
@@ -722,7 +721,8 @@ describe("what a finaliser brings while a wait outside of tasks begins", functio
       local begun = aio.now()
       if not wait(0.001) and brought < begun + 0.0005 then missed = missed + 1 end -- else it came when time was up
     end
-    collectgarbage "incremental"
+    collectgarbage("incremental", 200, 100, 13) -- as it was
+    collectgarbage(mode)
     return missed
   end
 
