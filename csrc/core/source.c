@@ -136,7 +136,7 @@ static gboolean prepare(GSource *base, gint *timeout_ms) {
   of(base)->asked = false;
   if (aio__defer_pending(ctx)) aio__defer_run(ctx); /* an iteration inside of a section: what it waits for may be among it */
   if (!of(base)->ctx) return FALSE;
-  bool told = aio__fds_settle(ctx) & tell_fds(of(base));
+  bool settled = aio__fds_settle(ctx), told = tell_fds(of(base)) && settled;
   aio__announce(ctx, 1);
   int64_t ns = atomic_load_explicit(&ctx->notified, memory_order_acquire) ? 0 : plan(of(base));
   if (!told) ns = aio__earlier(ns, DEAF_NS); /* no memory: what GLib does not wait for, check asks for */

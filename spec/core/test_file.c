@@ -1877,5 +1877,5 @@ static const Test tests[] = {
 int main(int argc, char **argv) {
   main_thread = pthread_self();
   nothing_refused();
-  return check_all(tests, COUNT(tests), "epoll +poll +io_uring", argc > 1 ? argv[1] : NULL);
+  return check_all(tests, COUNT(tests), check_slow() ? "epoll +io_uring" : "epoll +poll +io_uring", argc > 1 ? argv[1] : NULL);
 }
