@@ -28,12 +28,14 @@ c_tests() {
 }
 
 # spec/report.lua leaves "passed failed" in a file, or the name of the spec that ended the run before its end.
+# $1 names the file, the others are the spec files, or none for what $BUSTED or .busted says.
 specs() {
-    count=$build/test/specs.count
+    count=$build/test/$1.count
+    shift
     echo "before the first spec" >"$count"
     # shellcheck disable=SC2086
     timeout -k 5 "${SPEC_SECONDS:-200}" $RUN lua5.4 /usr/bin/busted --ignore-lua --cpath="$build/?.so" \
-        -o spec/report.lua -Xoutput "$count" $BUSTED
+        -o spec/report.lua -Xoutput "$count" $BUSTED "$@"
     code=$?
     if grep -qx '[0-9]* [0-9]*' "$count"; then
         read -r good bad <"$count"
@@ -51,11 +53,48 @@ specs() {
     failed=$((failed + bad))
 }
 
-for kind; do
-    case $kind in
-        c) c_tests ;;
-        lua) specs ;;
-    esac
-done
+# In the background: its output and its sums go to files.
+aside() {
+    aside=$1
+    shift
+    (
+        passed=0
+        failed=0
+        "$@"
+        echo "$passed $failed" >"$build/test/$aside.sums"
+    ) >"$build/test/$aside.out" 2>&1 &
+}
+
+add_up() {
+    cat "$build/test/$1.out"
+    read -r good bad <"$build/test/$1.sums" || { good=0 bad=1; echo "FAILED $1: no sums"; }
+    passed=$((passed + good))
+    failed=$((failed + bad))
+}
+
+# Every second spec file, from the first or the second on.
+every_second() {
+    ls spec/*_spec.lua spec/*/*_spec.lua | awk "NR % 2 == $1"
+}
+
+# Three at a time, since much of it waits.
+side_by_side() {
+    rm -f "$build"/test/*.sums
+    aside c c_tests
+    # Names without blanks.
+    # shellcheck disable=SC2046
+    aside half specs half $(every_second 0)
+    # shellcheck disable=SC2046
+    specs other_half $(every_second 1)
+    wait
+    add_up half
+    add_up c
+}
+
+case "$*" in
+    "c lua") side_by_side ;;
+    c) c_tests ;;
+    lua) specs all ;;
+esac
 echo "$passed passed, $failed failed"
 [ $failed = 0 ] && [ $passed != 0 ]
