@@ -225,6 +225,12 @@ void aioL_checkpoint(lua_State *L); /* [-0, +0, e] */
 static inline LTicket *aioL_ticket_first(AioLink *queue) { /* first come, first served */
   return list_empty(queue) ? NULL : container_of(queue->next, LTicket, link);
 }
+/* [-0, +0, e] The context in which to wait, or an error where that is impossible or cancelled. It may be made now, and
+ * finalisers run then: what is known of the arguments is to be asked again. */
+LContext *aioL_waits_in(lua_State *L);
+int aioL_closed(lua_State *L);    /* [-0, +2, -] nil, "closed" */
+int aioL_timed_out(lua_State *L); /* [-0, +2, -] nil, "timeout" */
+int aioL_eof(lua_State *L);       /* [-0, +2, -] nil, "eof" */
 LTask *aioL_waiter(lua_State *L, LContext *c); /* [-0, +0, e] the task to suspend; NULL: wait by polling; raises: neither */
 
 /* ---- tasks: lco.c runs and ends them ---- */
@@ -372,7 +378,6 @@ void aioL_block_over(LBlock *block, bool read);          /* the kernel has it no
 void aioL_buffer_filled(LBuffer *b, LBlock *block, size_t len); /* and b is told of it */
 /* [-0, +0, v] the bytes of a string, number or buffer */
 const char *aioL_check_bytes(lua_State *L, int idx, size_t *len);
-int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] */
 
 /* ---- lstream.c, lread.c, lwrite.c: streams ---- */
 
@@ -393,14 +398,17 @@ LStream *aioL_stream_new(lua_State *L);                  /* [-0, +1, m] closed; 
 void aioL_stream_close(LStream *s, bool keep_fd);        /* [-0, +0, -] wakes who waits */
 void aioL_read_close(LStream *s);                        /* the reader has nil, "closed" */
 void aioL_write_close(LStream *s);                       /* and so have the writers; what is queued is dropped */
-int aioL_closed(lua_State *L);                           /* [-0, +2, -] nil, "closed" */
-int aioL_timed_out(lua_State *L);                        /* [-0, +2, -] nil, "timeout" */
 int aioL_unwatchable(lua_State *L, int fd, int rc);      /* [-0, +3, e] why an fd cannot be waited for */
-LContext *aioL_waits_in(lua_State *L);                   /* [-0, +0, e] an error where waiting is impossible or cancelled */
 void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o); /* [-0, +0, v] of a table, or nil */
 int64_t aioL_opt_timeout(lua_State *L, int idx);         /* [-0, +0, v] field of a table, or nil */
 bool aioL_field(lua_State *L, int idx, const char *name); /* [-0, +1, -] raw; false: nil */
 extern const luaL_Reg aioL_read_methods[], aioL_write_methods[];
+
+/* ---- lformat.c: the formats of the io library ---- */
+
+size_t aioL_check_count(lua_State *L, int idx);                 /* [-0, +0, v] a number of bytes */
+void aioL_check_format(lua_State *L, int idx, AioWant *w);      /* [-0, +0, v] a number, "l", "L", "n" or "a" */
+int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] what was found */
 
 /* ---- lscope.c: cancelling, and scopes ---- */
 

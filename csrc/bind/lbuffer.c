@@ -75,16 +75,6 @@ const char *aioL_check_bytes(lua_State *L, int idx, size_t *len) {
   return lua_tolstring(L, idx, len);
 }
 
-int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w) {
-  char numeral[256];
-  const char *s = aio_input_bytes(in) + from + w->skip;
-  if (w->kind != AIO_WANT_NUMBER) return lua_pushlstring(L, w->len ? s : "", w->len), 1;
-  memcpy(numeral, s, w->len);
-  numeral[w->len] = 0;
-  if (!lua_stringtonumber(L, numeral)) luaL_pushfail(L);
-  return 1;
-}
-
 /*** Makes a buffer. It may be given to `read`-like operations in place of a number, and to those that write in place of a
 string.
 @function buffer

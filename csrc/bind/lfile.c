@@ -115,8 +115,6 @@ static LFileCall *new_call(lua_State *L, LFileBody *b, const LWaitOps *ops, AioF
   return k;
 }
 
-static int is_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
-
 /* Submits it and waits. Where no ticket can be had the call stays with the context, and stands in nobody's way. [-0, +n, e] */
 static int wait_for(lua_State *L, LContext *c, LFileCall *k) {
   aioL_flight_begin(&k->f, c, cancel, free_call);
@@ -125,7 +123,7 @@ static int wait_for(lua_State *L, LContext *c, LFileCall *k) {
   if (rc < 0) {
     aioL_ticket_drop(tk);
     aioL_flight_end(&k->f);
-    return rc == -EBADF ? is_closed(L) : aioL_fail(L, rc); /* by a finaliser, just now */
+    return rc == -EBADF ? aioL_closed(L) : aioL_fail(L, rc); /* by a finaliser, just now */
   }
   list_append(&k->b->calls, &k->link);
   if (k->block) aioL_block_wait(k->block);
@@ -135,22 +133,11 @@ static int wait_for(lua_State *L, LContext *c, LFileCall *k) {
 }
 
 static LFileCall *call_of(LTicket *tk) { return container_of((LFlight *)tk->op, LFileCall, f); }
-static int at_end(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "eof"), 2; }
 
 static LFileBody *check_file(lua_State *L) { /* [-0, +0, v] */
   const LFile *lf = aioL_check(L, 1, L_FILE);
   if (!lf->b) luaL_error(L, "the file is closed");
   return lf->b;
-}
-
-/* The context in which to wait, or an error where that is impossible or cancelled. It may be made now, and finalisers run
- * then: what is known of the arguments is to be asked again. */
-static LContext *waits_in(lua_State *L) { /* [-0, +0, e] */
-  LContext *c = aioL_current(L);
-  aioL_checkpoint(L);
-  aioL_waiter(L, c);
-  aioL_check_open(L, c);
-  return c;
 }
 
 /* ---- pread ---- */
@@ -161,7 +148,7 @@ static int push_block(lua_State *L) { /* stack: LFileCall (light) -> string */
 }
 
 static int pread_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return is_closed(L);
+  if (!tk->op) return aioL_closed(L);
   LFileCall *k = call_of(tk);
   size_t n = k->op.moved;
   int error = k->op.error, status = LUA_OK;
@@ -178,7 +165,7 @@ static int pread_results(lua_State *L, LTicket *tk) {
   aioL_flight_end(&k->f);
   if (status != LUA_OK) return lua_error(L);
   if (n) return 1;
-  return error ? aioL_fail(L, error) : at_end(L);
+  return error ? aioL_fail(L, error) : aioL_eof(L);
 }
 
 static const LWaitOps pread_ops = {.name = "file:pread", .leave = leave, .results = pread_results, .revoke = aioL_flight_revoke};
@@ -187,12 +174,6 @@ static lua_Integer check_offset(lua_State *L, int idx) {
   lua_Integer at = luaL_checkinteger(L, idx);
   luaL_argcheck(L, at >= 0, idx, "an offset is not negative");
   return at;
-}
-
-static size_t check_count(lua_State *L, int idx) {
-  lua_Integer n = luaL_checkinteger(L, idx);
-  luaL_argcheck(L, n >= 0 && n <= INT64_C(1) << 38, idx, "number of bytes out of range");
-  return (size_t)n;
 }
 
 static LBlock *own_block(lua_State *L, LFileCall *k, size_t size) { /* [-0, +0, e] frees the call where there is no memory */
@@ -213,9 +194,9 @@ static int file_pread(lua_State *L) {
   check_file(L);
   lua_settop(L, 3);
   bool into = lua_type(L, 2) == LUA_TUSERDATA;
-  size_t n = into ? aioL_check_buffer(L, 2)->cap : check_count(L, 2);
+  size_t n = into ? aioL_check_buffer(L, 2)->cap : aioL_check_count(L, 2);
   int64_t offset = check_offset(L, 3);
-  LContext *c = waits_in(L);
+  LContext *c = aioL_waits_in(L);
   LFileBody *b = check_file(L);
   LBuffer *buf = into ? aioL_check_buffer(L, 2) : NULL;
   char scratch[SCRATCH];
@@ -224,7 +205,7 @@ static int file_pread(lua_State *L) {
   AioFileOp op = {.kind = AIO_FILE_READ, .file = b->file, .buf = block ? block->data : scratch, .len = n, .offset = offset};
   if ((block || n <= sizeof scratch) && aio_file_try(c->core, &op)) {
     if (buf) buf->len = op.moved;
-    if (!op.moved) return op.error ? aioL_fail(L, op.error) : at_end(L);
+    if (!op.moved) return op.error ? aioL_fail(L, op.error) : aioL_eof(L);
     return buf ? lua_pushinteger(L, (lua_Integer)op.moved) : (void)lua_pushlstring(L, scratch, op.moved), 1;
   }
   LFileCall *k = new_call(L, b, &pread_ops, AIO_FILE_READ, 0);
@@ -241,7 +222,7 @@ static int file_pread(lua_State *L) {
 /* ---- pwrite ---- */
 
 static int count_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return is_closed(L);
+  if (!tk->op) return aioL_closed(L);
   LFileCall *k = call_of(tk);
   size_t n = k->op.moved;
   int error = k->op.error;
@@ -264,7 +245,7 @@ static int file_pwrite(lua_State *L) {
   size_t n;
   aioL_check_bytes(L, 2, &n);
   int64_t offset = check_offset(L, 3);
-  LContext *c = waits_in(L);
+  LContext *c = aioL_waits_in(L);
   LFileBody *b = check_file(L);
   const char *data = aioL_check_bytes(L, 2, &n);
   if (n == 0) return lua_pushinteger(L, 0), 1;
@@ -286,27 +267,6 @@ static int file_pwrite(lua_State *L) {
 
 static void use_position(lua_State *L, LFileBody *b, const char *name) { /* [-0, +0, v] */
   if (b->in_use) luaL_error(L, "%s: another task is in %s, which uses the file's position", name, b->in_use);
-}
-
-static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0, v] */
-  *w = (AioWant){.kind = AIO_WANT_COUNT, .limit = SIZE_MAX};
-  if (lua_type(L, idx) == LUA_TNUMBER) {
-    w->limit = check_count(L, idx);
-    return;
-  }
-  const char *s = luaL_checkstring(L, idx);
-  if (*s == '*') s++; /* as in Lua 5.1 */
-  switch (*s) {
-    case 'l': case 'L':
-      w->kind = AIO_WANT_DELIM;
-      w->delim = "\n";
-      w->delim_len = 1;
-      w->keep = *s == 'L';
-      break;
-    case 'a': w->kind = AIO_WANT_ALL; break;
-    case 'n': w->kind = AIO_WANT_NUMBER; break;
-    default: luaL_argerror(L, idx, "invalid format");
-  }
 }
 
 /* Looks for the pieces, one after the other. 1: all are there, or no more will be; 0: more is to be read. */
@@ -384,7 +344,7 @@ static int push_pieces(lua_State *L) {
     aioL_fail(L, k->error);
   } else {
     k->taken += k->wants[k->found].used; /* white space before a number that is not there */
-    at_end(L);
+    aioL_eof(L);
   }
   return lua_gettop(L);
 }
@@ -404,7 +364,7 @@ static int read_end(lua_State *L, LFileCall *k, int base, int status) {
 }
 
 static int read_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return is_closed(L);
+  if (!tk->op) return aioL_closed(L);
   LFileCall *k = call_of(tk);
   int base = lua_gettop(L);
   luaL_checkstack(L, 4, NULL);
@@ -425,13 +385,13 @@ static int file_read(lua_State *L) {
   check_file(L);
   if (lua_gettop(L) == 1) lua_pushliteral(L, "l");
   int n = lua_gettop(L) - 1;
-  for (int i = 0; i < n; i++) check_format(L, i + 2, &(AioWant){.limit = 0});
-  LContext *c = waits_in(L);
+  for (int i = 0; i < n; i++) aioL_check_format(L, i + 2, &(AioWant){.limit = 0});
+  LContext *c = aioL_waits_in(L);
   LFileBody *b = check_file(L);
   use_position(L, b, "file:read");
   LFileCall *k = new_call(L, b, &read_ops, AIO_FILE_READ, (size_t)n * sizeof *k->wants);
   k->op.done = more_read;
-  for (int i = 0; i < n; i++) check_format(L, i + 2, &k->wants[i]);
+  for (int i = 0; i < n; i++) aioL_check_format(L, i + 2, &k->wants[i]);
   k->nwants = (size_t)n;
   k->moves_position = true;
   k->start = b->pos;
@@ -463,7 +423,7 @@ static int write_end(lua_State *L, LFileBody *b, const AioFileOp *op) {
 }
 
 static int write_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return is_closed(L);
+  if (!tk->op) return aioL_closed(L);
   LFileCall *k = call_of(tk);
   luaL_checkstack(L, 4, NULL);
   AioFileOp op = k->op;
@@ -495,7 +455,7 @@ static int file_write(lua_State *L) {
   int last = lua_gettop(L);
   size_t size = 0, n;
   for (int i = 2; i <= last; i++) aioL_check_bytes(L, i, &n); /* numbers become strings, and finalisers may run */
-  LContext *c = waits_in(L);
+  LContext *c = aioL_waits_in(L);
   LFileBody *b = check_file(L);
   use_position(L, b, "file:write");
   for (int i = 2; i <= last; i++) aioL_check_bytes(L, i, &n), size += n; /* nothing runs from here to `gather` */
@@ -534,7 +494,7 @@ static int file_seek(lua_State *L) {
 /* ---- what moves no bytes ---- */
 
 static int plain_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return is_closed(L);
+  if (!tk->op) return aioL_closed(L);
   LFileCall *k = call_of(tk);
   int error = k->op.error;
   aioL_flight_end(&k->f);
@@ -548,7 +508,7 @@ static const LWaitOps truncate_ops = {.name = "file:truncate", .leave = leave, .
 
 static int request(lua_State *L, const LWaitOps *ops, AioFileKind kind, int64_t offset) {
   check_file(L);
-  LContext *c = waits_in(L);
+  LContext *c = aioL_waits_in(L);
   LFileCall *k = new_call(L, check_file(L), ops, kind, 0);
   k->op.offset = offset;
   return wait_for(L, c, k);
@@ -604,7 +564,7 @@ static int push_stat(lua_State *L) { /* stack: AioFileStat (light) -> table */
 }
 
 static int stat_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return is_closed(L);
+  if (!tk->op) return aioL_closed(L);
   LFileCall *k = call_of(tk);
   AioFileStat st = k->op.stat;
   int error = k->op.error;
@@ -627,7 +587,7 @@ static int file_stat(lua_State *L) { return request(L, &stat_ops, AIO_FILE_STAT,
 /* ---- open and close ---- */
 
 static int open_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return is_closed(L);
+  if (!tk->op) return aioL_closed(L);
   LFileCall *k = call_of(tk);
   LFile *lf = lua_touserdata(L, 4); /* made before the wait, closed */
   int error = k->op.error;
@@ -693,7 +653,7 @@ static int mod_open(lua_State *L) {
     direct = lua_toboolean(L, -1);
     lua_settop(L, 3);
   }
-  LContext *c = waits_in(L);
+  LContext *c = aioL_waits_in(L);
   LFile *lf = lua_newuserdatauv(L, sizeof *lf, 0);
   lf->b = NULL;
   aioL_set_class(L, c->rt, L_FILE);

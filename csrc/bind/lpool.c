@@ -184,7 +184,7 @@ static int unpack(lua_State *L) {
 }
 
 static int results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2;
+  if (!tk->op) return aioL_closed(L);
   LWork *w = container_of((LFlight *)tk->op, LWork, f);
   int base = lua_gettop(L);
   bool failed = w->failed;
@@ -264,9 +264,7 @@ are copied: nil, booleans, numbers, strings, tables, and Lua functions whose upv
 @raise its error: a copy, a string with the worker's traceback; what cannot be copied, by its path */
 static int mod_work(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
-  LContext *c = aioL_current(L);
-  aioL_checkpoint(L);
-  aioL_waiter(L, c); /* raises where waiting is impossible, before there is anything to lose */
+  LContext *c = aioL_waits_in(L); /* raises where waiting is impossible, before there is anything to lose */
   LParcel *in = aioL_parcel_pack(L, 1);
   LWork *w = malloc(sizeof *w);
   if (w) *w = (LWork){.in = in};

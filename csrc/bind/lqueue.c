@@ -11,8 +11,6 @@
 /*** Semaphores, events and queues.
 @module aioloop.sync */
 
-static int timed_out(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2; }
-static int is_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
 static int yes(lua_State *L) { return lua_pushboolean(L, 1), 1; }
 
 static void close_all(AioLink *tickets) {
@@ -88,7 +86,7 @@ static int semaphore_acquire(lua_State *L) {
   int64_t timeout = aioL_opt_ns(L, 2);
   aioL_checkpoint(L);
   if (s->permits > 0) return s->permits--, yes(L);
-  if (timeout <= 0) return timed_out(L);
+  if (timeout <= 0) return aioL_timed_out(L);
   return wait_in(L, &s->waiters, &semaphore_ops, s, timeout);
 }
 
@@ -133,7 +131,7 @@ static int event_wait(lua_State *L) {
   int64_t timeout = aioL_opt_ns(L, 2);
   aioL_checkpoint(L);
   if (e->set) return yes(L);
-  if (timeout <= 0) return timed_out(L);
+  if (timeout <= 0) return aioL_timed_out(L);
   return wait_in(L, &e->waiters, &event_ops, e, timeout);
 }
 
@@ -263,7 +261,7 @@ static int queue_put(lua_State *L) {
   int64_t timeout = aioL_opt_ns(L, 3);
   lua_settop(L, 3);
   aioL_checkpoint(L);
-  if (q->closed) return is_closed(L);
+  if (q->closed) return aioL_closed(L);
   LTicket *tk = aioL_ticket_first(&q->getters);
   push_items(L);
   lua_pushvalue(L, 2); /* stack: queue, value, timeout, items, value */
@@ -274,7 +272,7 @@ static int queue_put(lua_State *L) {
     lua_rawseti(L, 4, q->tail);
     q->tail++;
   } else if (timeout <= 0) {
-    return timed_out(L);
+    return aioL_timed_out(L);
   } else {
     tk = aioL_ticket(L, aioL_current(L), &put_ops);
     lua_pushvalue(L, 2);
@@ -320,8 +318,8 @@ static int get(lua_State *L, int64_t timeout) {
   LQueue *q = check_queue(L);
   aioL_checkpoint(L);
   if (take_first(L, q)) return 1;
-  if (q->closed) return is_closed(L);
-  if (timeout <= 0) return timed_out(L);
+  if (q->closed) return aioL_closed(L);
+  if (timeout <= 0) return aioL_timed_out(L);
   return wait_in(L, &q->getters, &get_ops, q, timeout);
 }
 

@@ -106,10 +106,8 @@ static LStream *check_reader(lua_State *L) { /* [-0, +0, v] */
 /* Whether to read before waiting. */
 static bool may_try(const LStream *s, LContext *c) { return (!s->s.drained || s->timeout <= 0) && aio_may_try(c->core); }
 
-static int at_end(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "eof"), 2; }
-
 static int ended(lua_State *L, int rc) { /* [-0, +2 or 3, m] */
-  if (rc == 0 || rc == -ENODATA) return at_end(L);
+  if (rc == 0 || rc == -ENODATA) return aioL_eof(L);
   if (rc != -EMSGSIZE) return aioL_fail(L, rc);
   return luaL_pushfail(L), lua_pushliteral(L, "too long"), lua_pushinteger(L, EMSGSIZE), 3;
 }
@@ -277,12 +275,6 @@ static LReading *reading(lua_State *L, LStream *s, size_t n, size_t more) { /* [
   return s->reading;
 }
 
-static size_t check_count(lua_State *L, int idx) {
-  lua_Integer n = luaL_checkinteger(L, idx);
-  luaL_argcheck(L, n >= 0 && n < INT64_C(1) << 46, idx, "number of bytes out of range");
-  return (size_t)n;
-}
-
 /* stack: ..., table at idx -> ..., delimiter */
 static void check_delim(lua_State *L, int idx, AioWant *w) { /* [-0, +1, v] */
   aioL_field(L, idx, "keep");
@@ -291,42 +283,24 @@ static void check_delim(lua_State *L, int idx, AioWant *w) { /* [-0, +1, v] */
   luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING && lua_rawlen(L, -1) > 0, idx, "until_ must be a string of at least one byte");
   luaL_argcheck(L, lua_isnil(L, -2) || lua_isinteger(L, -2), idx, "max must be a number of bytes");
   *w = (AioWant){.kind = AIO_WANT_DELIM, .limit = SIZE_MAX, .keep = lua_toboolean(L, -3)};
-  if (!lua_isnil(L, -2)) w->limit = check_count(L, lua_gettop(L) - 1);
+  if (!lua_isnil(L, -2)) w->limit = aioL_check_count(L, lua_gettop(L) - 1);
   w->delim = lua_tolstring(L, -1, &w->delim_len);
   lua_replace(L, -3);
   lua_pop(L, 1);
 }
 
-static void check_letter(lua_State *L, int idx, AioWant *w) { /* [-0, +0, v] */
-  const char *s = luaL_checkstring(L, idx);
-  *w = (AioWant){.limit = SIZE_MAX};
-  if (*s == '*') s++; /* as in Lua 5.1 */
-  switch (*s) {
-    case 'l': case 'L':
-      w->kind = AIO_WANT_DELIM;
-      w->delim = "\n";
-      w->delim_len = 1;
-      w->keep = *s == 'L';
-      break;
-    case 'a': w->kind = AIO_WANT_ALL; break;
-    case 'n': w->kind = AIO_WANT_NUMBER; break;
-    default: luaL_argerror(L, idx, "invalid format");
-  }
-}
-
 static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0 or 1, v] */
-  switch (lua_type(L, idx)) {
-    case LUA_TNUMBER: *w = (AioWant){.kind = AIO_WANT_COUNT, .limit = check_count(L, idx)}; break;
-    case LUA_TTABLE: check_delim(L, idx, w); break;
-    default: check_letter(L, idx, w);
-  }
+  if (lua_type(L, idx) == LUA_TTABLE)
+    check_delim(L, idx, w);
+  else
+    aioL_check_format(L, idx, w);
 }
 
 /* The formats are at 2 and above; a number behind the only one that has no length of its own is its maximum. */
 static void check_formats(lua_State *L, LStream *s) { /* [-0, +n, v] */
   int n = lua_gettop(L) - 1;
   bool max = n == 2 && lua_type(L, 3) == LUA_TNUMBER && lua_type(L, 2) != LUA_TNUMBER;
-  size_t limit = max ? check_count(L, 3) : 0, more = 0;
+  size_t limit = max ? aioL_check_count(L, 3) : 0, more = 0;
   AioWant few[4], *wants = few;
   if (max) n = 1;
   if (n > 4) wants = lua_newuserdatauv(L, (size_t)n * sizeof *wants, 0);

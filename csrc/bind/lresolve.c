@@ -64,7 +64,7 @@ static int answer(lua_State *L, LResolve *lr) {
 }
 
 static int results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2;
+  if (!tk->op) return aioL_closed(L);
   return answer(L, container_of((LFlight *)tk->op, LResolve, f));
 }
 
@@ -115,9 +115,7 @@ static int mod_getaddrinfo(lua_State *L) {
   int family = check_option(L, "family", families), type = check_option(L, "socktype", types);
   bool passive = !lua_isnil(L, 3) && (lua_getfield(L, 3, "passive"), lua_toboolean(L, -1));
   lua_settop(L, 3);
-  LContext *c = aioL_current(L);
-  aioL_checkpoint(L);
-  aioL_waiter(L, c);
+  LContext *c = aioL_waits_in(L);
   LResolve *lr = new_resolve(L);
   if (!lr) return luaL_error(L, "not enough memory");
   lr->r.family = family;

@@ -12,17 +12,6 @@
 /*** Streams: connections, pipes, terminals.
 @module aioloop.stream */
 
-int aioL_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
-int aioL_timed_out(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2; }
-
-LContext *aioL_waits_in(lua_State *L) {
-  LContext *c = aioL_current(L);
-  aioL_checkpoint(L);
-  aioL_waiter(L, c);
-  aioL_check_open(L, c);
-  return c;
-}
-
 int aioL_unwatchable(lua_State *L, int fd, int rc) {
   if (rc == -EEXIST) return luaL_error(L, "fd %d has a watch for that direction already", fd);
   if (rc == -ENOMEM) return luaL_error(L, "not enough memory");

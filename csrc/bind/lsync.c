@@ -168,7 +168,7 @@ static int acquire(lua_State *L, LLock *l, int mode, int64_t timeout, const LWai
   aioL_checkpoint(L);
   bool free = list_empty(&l->queue) && compatible(l, mode);
   if (!free && find_hold(l, t)) return luaL_error(L, "deadlock: the caller holds this %s already", l->is_rw ? "rwlock" : "mutex");
-  if (!free && timeout <= 0) return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2;
+  if (!free && timeout <= 0) return aioL_timed_out(L);
   if (t) aioL_ties(L, t);
   LTicket *tk = free ? NULL : aioL_ticket(L, aioL_current(L), ops);
   LHold *h = new_hold(L, l);

@@ -133,6 +133,20 @@ void aioL_checkpoint(lua_State *L) {
   }
 }
 
+LContext *aioL_waits_in(lua_State *L) {
+  LContext *c = aioL_current(L);
+  aioL_checkpoint(L);
+  aioL_waiter(L, c);
+  aioL_check_open(L, c);
+  return c;
+}
+
+/* ---- what they answer with ---- */
+
+int aioL_closed(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2; }
+int aioL_timed_out(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2; }
+int aioL_eof(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "eof"), 2; }
+
 /* ---- tickets ---- */
 
 static void on_timeout(void *opaque) { aioL_take(opaque, L_TIMEOUT, 0); }
@@ -205,8 +219,8 @@ static int results(lua_State *L, LTicket *tk) {
     case L_DONE:
       if (ops->results) return ops->results(L, tk);
       return lua_pushboolean(L, 1), 1;
-    case L_TIMEOUT: return luaL_pushfail(L), lua_pushliteral(L, "timeout"), 2;
-    case L_CLOSED: return luaL_pushfail(L), lua_pushliteral(L, "closed"), 2;
+    case L_TIMEOUT: return aioL_timed_out(L);
+    case L_CLOSED: return aioL_closed(L);
     case L_CANCELLING: return aioL_raise_cancel(L, tk->c->rt);
     default: return aioL_fail(L, tk->err);
   }
