@@ -5,7 +5,7 @@
  * Owner    the AioConnect is the ticket's: freed by the results, or by who takes the ticket otherwise. */
 #include <errno.h>
 
-#include "lbind.h"
+#include "lstream.h"
 
 static void done(void *opaque) { aioL_take(opaque, L_DONE, 0); }
 

@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "lbind.h"
+#include "lstream.h"
 
 /*** Servers.
 @module aioloop.stream */

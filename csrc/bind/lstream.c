@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "lbind.h"
+#include "lstream.h"
 
 /*** Streams: connections, pipes, terminals.
 @module aioloop.stream */

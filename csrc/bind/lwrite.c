@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lbind.h"
+#include "lstream.h"
 
 /*** Streams: connections, pipes, terminals.
 @module aioloop.stream */
