@@ -318,7 +318,7 @@ void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters
 void aioL_wake_later(LTask *t, const char *who);     /* the same, never within this call */
 void aioL_revive(lua_State *L, LTask *t);            /* [-0, +0, m] what runs or waits is anchored and counted, also if it is adopted */
 
-/* ---- lpool.c: what a thread of the pool, or the kernel, does for a waiter; lparcel.c: values on their way to another state ---- */
+/* ---- lpool.c: what a thread of the pool, or the kernel, does for a waiter; lparcel.c, lpack.c, lunpack.c: values on their way to another state ---- */
 
 typedef struct LFlight {
   AioLink link;  /* in c->flights */

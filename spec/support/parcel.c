@@ -36,7 +36,9 @@ static void counted_free(void *p) {
 #define malloc counted_malloc
 #define realloc counted_realloc
 #define free counted_free
+#include "../../csrc/bind/lpack.c"
 #include "../../csrc/bind/lparcel.c"
+#include "../../csrc/bind/lunpack.c"
 #undef malloc
 #undef realloc
 #undef free
