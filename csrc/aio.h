@@ -76,6 +76,8 @@ void aio_context_stats(const AioContext *ctx, AioStats *out);
 /* One turn: plan, wait at most limit_ns (0: not at all, AIO_FOREVER: until progress or a notification), dispatch.
  * Returns true iff a non-idle BH, an fd handler or a timer ran. May be called from within any callback. */
 bool aio_poll(AioContext *ctx, int64_t limit_ns);
+/* Turn after turn without a limit, at least one, until over(opaque) says so or nothing is left that could wake a turn. */
+void aio_run(AioContext *ctx, AioTestFn *over, void *opaque);
 /* A turn that somebody other than the caller of aio_poll asks for (GLib, aio_vclock_advance) is run by `around`, which
  * prepares its world, calls turn(turn_opaque) and tidies up. */
 typedef void AioAroundFn(AioFn *turn, void *turn_opaque, void *opaque);
@@ -134,6 +136,8 @@ typedef struct AioCo {
 } AioCo;
 
 void aio_co_init(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque);
+/* The same for one that no other thread will schedule or wake while this one may: saves an atomic operation each time. */
+void aio_co_init_local(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque);
 /* Enters co from a BH of its context. `who` names the caller for the error of the next one: -EALREADY when it is
  * scheduled already (aio_co_scheduled_by tells by whom), -ESHUTDOWN on a closed context. [any] */
 int aio_co_schedule(AioCo *co, const char *who);
@@ -141,6 +145,9 @@ int aio_co_schedule(AioCo *co, const char *who);
  * aio_co_schedule from any other thread. Constant C stack, however long the chain. [any] */
 int aio_co_wake(AioCo *co, const char *who);
 const char *aio_co_scheduled_by(const AioCo *co);
+/* For an enter function, as the last thing that it does with its coroutine: the opaque of the one that is to be entered next,
+ * which is then the running one, if it is entered by fn, too; NULL: return. Saves the way back to the loop and up again. */
+void *aio_co_next(AioContext *ctx, AioFn *fn);
 AioCo *aio_co_running(const AioContext *ctx); /* the coroutine that runs at this nesting level, or NULL */
 void aio_co_close(AioCo *co);                 /* takes it out of every queue */
 

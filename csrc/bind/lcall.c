@@ -171,16 +171,25 @@ void aioL_warn_errors(LContext *c) {
   if (lua_pcall(L, 2, 0, 0) != LUA_OK) lua_pop(L, 1);
 }
 
+typedef struct Until {
+  LContext *c;
+  bool (*done)(const LContext *, const LTask *);
+  const LTask *main;
+} Until;
+
+static bool turned(void *opaque) {
+  const Until *u = opaque;
+  if (u->c->failed) aioL_report_unjoined(u->c);
+  return ((u->c->errors || u->c->lost) && u->c->depth == 1) || u->done(u->c, u->main);
+}
+
 void aioL_turns(lua_State *L, LContext *c, bool (*done)(const LContext *, const LTask *), const LTask *main) {
   LFrame f;
+  Until until = {c, done, main};
   int top = lua_gettop(L);
   if (!aioL_enter(L, c, &f)) luaL_error(L, "attempt to use a closed context");
   aio_context_set_home(c->core);
-  do {
-    aio_poll(c->core, AIO_FOREVER);
-    if (c->failed) aioL_report_unjoined(c);
-    if ((c->errors || c->lost) && c->depth == 1) break;
-  } while (!done(c, main) && aio_context_can_wake(c->core));
+  aio_run(c->core, turned, &until);
   aioL_leave(L, &f);
   lua_settop(L, top);
 }

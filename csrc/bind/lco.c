@@ -227,15 +227,13 @@ static bool enterable(LContext *c, LTask *t) {
 
 /* The values on the stack of who waits: of the innermost wrapped coroutine, if there is one (lwrap.c takes them then). */
 static int take_args(LTask *t) {
-  if (t->ties && t->ties->flow.wrap) return 0;
+  if (!t->nargs || (t->ties && t->ties->flow.wrap)) return 0;
   int nargs = t->nargs, top = lua_gettop(t->L);
   t->nargs = 0;
   return nargs > top ? top : nargs; /* the script has resumed it, and the values are gone */
 }
 
-static void enter(void *opaque) {
-  LTask *t = opaque;
-  LContext *c = t->c;
+static void enter_one(LContext *c, LTask *t) {
   lua_State *L = c->L, *co = t->L;
   if (!enterable(c, t)) return;
   LRuntime *rt = c->rt;
@@ -255,6 +253,12 @@ static void enter(void *opaque) {
   }
 }
 
+static void enter(void *opaque) {
+  LContext *c = ((LTask *)opaque)->c;
+  AioContext *core = c->core; /* its poller has both */
+  for (LTask *t = opaque; t; t = aio_co_next(core, enter)) enter_one(c, t);
+}
+
 LTask *aioL_new_task(lua_State *L, LRuntime *rt) {
   LTask *t = lua_newuserdatauv(L, sizeof *t, 1);
   memset(t, 0, sizeof *t);
@@ -266,7 +270,7 @@ void aioL_begin_task(LTask *t, LContext *c, lua_State *co) {
   t->c = c;
   t->life = c->life;
   t->L = co;
-  aio_co_init(&t->co, c->core, enter, t);
+  aio_co_init_local(&t->co, c->core, enter, t);
 }
 
 LTask *aioL_test_task(lua_State *L, int idx) {

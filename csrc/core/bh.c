@@ -41,6 +41,12 @@ static unsigned clear_flags(AioBH *bh, unsigned bits) {
   return old;
 }
 
+/* Of a BH that nobody else can touch now. */
+static void set_own_flags(AioBH *bh, unsigned bits) {
+  unsigned kept = atomic_load_explicit(&bh->flags, memory_order_relaxed) & (BH_CO | BH_LOCAL);
+  atomic_store_explicit(&bh->flags, kept | bits, memory_order_relaxed);
+}
+
 static void init(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque, unsigned flags) {
   *bh = (AioBH){.ctx = ctx, .fn = fn, .opaque = opaque};
   atomic_init(&bh->flags, flags);
@@ -48,10 +54,14 @@ static void init(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque, unsigned f
 
 void aio_bh_init(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque) { init(bh, ctx, fn, opaque, 0); }
 void aio_bh_init_local(AioBH *bh, AioContext *ctx, AioFn *fn, void *opaque) { init(bh, ctx, fn, opaque, BH_LOCAL); }
-void aio_co_init(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque) {
-  init(&co->bh, ctx, enter, opaque, BH_CO);
+
+static void init_co(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque, unsigned flags) {
+  init(&co->bh, ctx, enter, opaque, flags);
   atomic_init(&co->scheduled_by, NULL);
 }
+
+void aio_co_init(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque) { init_co(co, ctx, enter, opaque, BH_CO); }
+void aio_co_init_local(AioCo *co, AioContext *ctx, AioFn *enter, void *opaque) { init_co(co, ctx, enter, opaque, BH_CO | BH_LOCAL); }
 
 /* Any thread. Afterwards bh may be gone already. */
 static void push(AioContext *ctx, AioBH *bh) {
@@ -72,8 +82,7 @@ static void append(AioContext *ctx, AioBH *bh) {
   list_append(&ctx->ready, &bh->link);
 }
 
-static void take_incoming(AioContext *ctx) {
-  if (!atomic_load_explicit(&ctx->incoming, memory_order_relaxed)) return;
+static __attribute__((noinline)) void take_all_incoming(AioContext *ctx) {
   AioBH *oldest = NULL, *bh = atomic_exchange_explicit(&ctx->incoming, NULL, memory_order_acquire);
   while (bh) { /* the stack has the newest on top */
     AioBH *below = pushed_below(bh);
@@ -85,6 +94,10 @@ static void take_incoming(AioContext *ctx) {
     bh = atomic_load_explicit(&oldest->pushed, memory_order_relaxed);
     append(ctx, oldest);
   }
+}
+
+static void take_incoming(AioContext *ctx) {
+  if (atomic_load_explicit(&ctx->incoming, memory_order_relaxed)) take_all_incoming(ctx);
 }
 
 static void enqueue(AioContext *ctx, AioBH *bh) {
@@ -193,20 +206,12 @@ int64_t aio__bhs_timeout(AioContext *ctx) {
 
 static bool is_co(const AioBH *bh) { return atomic_load_explicit(&bh->flags, memory_order_relaxed) & BH_CO; }
 
-/* Coroutines are entered under the lock: those that follow one another share one acquisition. */
-static void run_cos(AioContext *ctx, AioBH *bh, uint32_t last) {
-  aio_context_acquire(ctx);
-  while (bh) {
-    atomic_store_explicit(&bh->flags, BH_CO, memory_order_relaxed);
-    aio__co_run_locked(ctx, container_of(bh, AioCo, bh));
-    bh = list_empty(&ctx->ready) ? NULL : first(&ctx->ready);
-    if (bh && is_co(bh) && (int32_t)(bh->seq - last) <= 0)
-      list_unlink(&bh->link);
-    else
-      bh = NULL;
-  }
-  aio_context_release(ctx);
+AioLink *aio__bhs_due_co(AioContext *ctx, uint32_t last) {
+  AioBH *bh = first(&ctx->ready);
+  return !list_empty(&ctx->ready) && is_co(bh) && (int32_t)(bh->seq - last) <= 0 ? &bh->link : NULL;
 }
+
+void aio__bhs_take_co(AioCo *co) { set_own_flags(&co->bh, 0); }
 
 static bool run(AioContext *ctx, AioBH *bh) {
   AioFn *fn = bh->fn;
@@ -255,7 +260,7 @@ bool aio__bhs_run(AioContext *ctx) {
     if ((int32_t)(bh->seq - last) > 0) break;
     list_unlink(&bh->link);
     if (is_co(bh))
-      run_cos(ctx, bh, last), progress = true;
+      aio__bhs_take_co(container_of(bh, AioCo, bh)), aio__cos_run(ctx, container_of(bh, AioCo, bh), last), progress = true;
     else
       progress |= run(ctx, bh);
   }
@@ -281,15 +286,21 @@ void aio__bhs_drop(AioContext *ctx) {
 
 /* ---- the half of co.c that needs to know BHs ---- */
 
+bool aio__co_claim(AioCo *co, const char *who) {
+  const char *nobody = NULL;
+  if (!(atomic_load_explicit(&co->bh.flags, memory_order_relaxed) & BH_LOCAL))
+    return atomic_compare_exchange_strong_explicit(&co->scheduled_by, &nobody, who, memory_order_acq_rel, memory_order_relaxed);
+  if (atomic_load_explicit(&co->scheduled_by, memory_order_relaxed)) return false;
+  atomic_store_explicit(&co->scheduled_by, who, memory_order_relaxed);
+  return true;
+}
+
 int aio_co_schedule(AioCo *co, const char *who) {
   AioContext *ctx = co->bh.ctx;
-  const char *nobody = NULL;
   if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
-  if (!atomic_compare_exchange_strong_explicit(&co->scheduled_by, &nobody, who, memory_order_acq_rel, memory_order_relaxed))
-    return -EALREADY;
+  if (!aio__co_claim(co, who)) return -EALREADY;
   aio__trace(AIO_TRACE_CO_SCHEDULE, co, 0);
-  /* Having set scheduled_by, we alone link it. */
-  atomic_store_explicit(&co->bh.flags, BH_CO | BH_PENDING | BH_SCHEDULED, memory_order_relaxed);
+  set_own_flags(&co->bh, BH_PENDING | BH_SCHEDULED); /* having claimed it, we alone link it */
   if (aio__is_home(ctx)) {
     enqueue(ctx, &co->bh);
   } else {

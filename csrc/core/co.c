@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * Coroutines, as the loop sees them: objects with an enter function, scheduled from any thread, entered by the home one.
  *
- * Way      aio_co_schedule (bh.c) -> BH -> aio__co_run -> enter; aio_co_wake -> `woken` -> the same loop
+ * Way      aio_co_schedule (bh.c) -> BH -> aio__cos_run -> enter; aio_co_wake -> `woken` -> the same loop. An enter function
+ *          may ask aio_co_next for the next one itself: who has left a coroutine by longjmp returns dearly, for the
+ *          processor has forgotten where to.
  * Threads  aio_co_schedule, aio_co_wake: any. Entering: home.
  * Owner    the caller; enter may free the object, so nothing touches it afterwards.
  * Keep     one loop enters one coroutine after the other, so a chain of wake-ups needs constant C stack. What a running
@@ -12,47 +14,72 @@
 
 enum { ENTRIES_AT_A_STRETCH = 1 << 17 }; /* then the rest of the loop has its turn: two that wake each other never end */
 
-static void enter(AioContext *ctx, AioCo *co) {
-  AioFn *fn = co->bh.fn;
-  void *opaque = co->bh.opaque;
+/* From here until it returns, or asks for the next one, co is the one that runs. */
+static void begin(AioContext *ctx, AioCo *co) {
   atomic_store_explicit(&co->scheduled_by, NULL, memory_order_release); /* may be scheduled again from now on */
   aio__trace(AIO_TRACE_CO_ENTER, co, 0);
   ctx->stats.entries++;
   ctx->wake_at = &ctx->woken;
   ctx->running = co;
-  fn(opaque);
-  ctx->running = NULL;
 }
 
-static AioCo *next_woken(AioContext *ctx) {
-  if (list_empty(&ctx->woken)) return NULL;
+static AioLink *due(AioContext *ctx, AioStretch *s) {
+  AioLink *l = aio__bhs_due_co(ctx, s->last);
+  if (l || !aio__next_round(ctx)) return l;
+  s->last = ctx->bh_seq;
+  return aio__bhs_due_co(ctx, s->last);
+}
+
+/* Who comes next, taken from its queue: somebody who was woken, or who is due in this turn; `fn`: if it is entered by that. */
+static AioCo *next(AioContext *ctx, AioFn *fn) {
+  AioStretch *s = ctx->stretch;
   AioLink *l = ctx->woken.next;
+  bool woken = l != &ctx->woken && --s->left > 0;
+  if (!woken && !(l = s->in_turn ? due(ctx, s) : NULL)) return NULL;
+  AioCo *co = container_of(l, AioCo, bh.link);
+  if (fn && co->bh.fn != fn) return NULL;
   list_unlink(l);
-  return container_of(l, AioCo, bh.link);
+  if (!woken) aio__bhs_take_co(co), s->left = ENTRIES_AT_A_STRETCH;
+  return co;
 }
 
-void aio__co_run_locked(AioContext *ctx, AioCo *co) {
-  for (int budget = ENTRIES_AT_A_STRETCH; co; co = --budget ? next_woken(ctx) : NULL) enter(ctx, co);
-}
-
-void aio__co_run(AioContext *ctx, AioCo *co) {
+static void enter_all(AioContext *ctx, AioCo *co, bool in_turn, uint32_t last) {
+  AioStretch stretch = {.in_turn = in_turn, .last = last, .left = ENTRIES_AT_A_STRETCH}, *outer = ctx->stretch;
+  ctx->stretch = &stretch;
   aio_context_acquire(ctx);
-  aio__co_run_locked(ctx, co);
+  for (; co; co = next(ctx, NULL)) {
+    begin(ctx, co);
+    co->bh.fn(co->bh.opaque);
+    ctx->running = NULL;
+  }
   aio_context_release(ctx);
+  ctx->stretch = outer;
+}
+
+void aio__co_run(AioContext *ctx, AioCo *co) { enter_all(ctx, co, false, 0); }
+void aio__cos_run(AioContext *ctx, AioCo *co, uint32_t last) { enter_all(ctx, co, true, last); }
+
+void *aio_co_next(AioContext *ctx, AioFn *fn) {
+  ctx->running = NULL;
+  AioCo *co = next(ctx, fn);
+  if (!co) return NULL;
+  begin(ctx, co);
+  return co->bh.opaque;
 }
 
 bool aio__woken_run(AioContext *ctx) {
-  AioCo *co = next_woken(ctx);
-  if (co) aio__co_run(ctx, co);
-  return co != NULL;
+  if (list_empty(&ctx->woken)) return false;
+  AioLink *l = ctx->woken.next;
+  list_unlink(l);
+  aio__co_run(ctx, container_of(l, AioCo, bh.link));
+  return true;
 }
 
 int aio_co_wake(AioCo *co, const char *who) {
   AioContext *ctx = co->bh.ctx;
   if (!aio__is_home(ctx) || (ctx->shuffle && ctx->running)) return aio_co_schedule(co, who);
-  const char *nobody = NULL;
   if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
-  if (!atomic_compare_exchange_strong(&co->scheduled_by, &nobody, who)) return -EALREADY;
+  if (!aio__co_claim(co, who)) return -EALREADY;
   if (ctx->running) {
     list_insert_after(ctx->wake_at, &co->bh.link);
     ctx->wake_at = &co->bh.link;
@@ -73,6 +100,10 @@ void aio_co_close(AioCo *co) {
 }
 
 void aio__co_drop(AioContext *ctx) {
-  for (AioCo *co; (co = next_woken(ctx));) atomic_store(&co->scheduled_by, NULL);
+  while (!list_empty(&ctx->woken)) {
+    AioLink *l = ctx->woken.next;
+    list_unlink(l);
+    atomic_store(&container_of(l, AioCo, bh.link)->scheduled_by, NULL);
+  }
   ctx->wake_at = &ctx->woken;
 }

@@ -262,6 +262,7 @@ static void wait_or_glance(AioContext *ctx, int64_t limit) {
 bool aio__dispatch(AioContext *ctx) {
   ctx->stats.polls++;
   ctx->inline_left = INLINE_BYTES;
+  ctx->rounds = 0;
   aio_defer_begin(ctx);
   aio__accept(ctx);
   bool progress = !list_empty(&ctx->woken) && aio__woken_run(ctx);
@@ -274,19 +275,49 @@ bool aio__dispatch(AioContext *ctx) {
   return progress;
 }
 
-bool aio_poll(AioContext *ctx, int64_t limit_ns) {
+/* The next turn is begun where the last coroutine of this one has ended if there is nothing between them but to ask whether
+ * the run is over; with fds and timers to look after, every second one. */
+bool aio__next_round(AioContext *ctx) {
+  bool others = ctx->nwatches || ctx->ntimers || ctx->exported;
+  if (!ctx->over || (others && ctx->rounds) || ctx->shuffle) return false;
+  if (!list_empty(&ctx->woken) || !list_empty(&ctx->idle) || !list_empty(&ctx->fd_ready) || aio__defer_pending(ctx)) return false;
+  if (ctx->notifier_fired || atomic_load_explicit(&ctx->notified, memory_order_relaxed)) return false;
+  if (atomic_load_explicit(&ctx->incoming, memory_order_relaxed) || !aio__bhs_due_co(ctx, ctx->bh_seq)) return false;
+  if (ctx->over(ctx->over_opaque) || aio_context_closed(ctx)) return false;
+  ctx->rounds = 1;
+  ctx->skipped++;
+  ctx->stats.polls++;
+  ctx->inline_left = INLINE_BYTES;
+  return true;
+}
+
+void aio__nest(AioContext *ctx, AioOuter *outer, AioTestFn *over, void *opaque) {
+  *outer = (AioOuter){ctx->running, ctx->over, ctx->over_opaque};
+  ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
+  ctx->over = over;
+  ctx->over_opaque = opaque;
+  ctx->depth++;
+}
+
+void aio__unnest(AioContext *ctx, const AioOuter *outer) {
+  ctx->depth--;
+  ctx->over = outer->over;
+  ctx->over_opaque = outer->opaque;
+  ctx->running = outer->running;
+  ctx->wake_at = &ctx->woken;
+}
+
+static bool take_turn(AioContext *ctx, int64_t limit_ns, AioTestFn *over, void *opaque) {
   if (aio_context_closed(ctx)) return false;
   uintptr_t outer_home = atomic_load_explicit(&ctx->home, memory_order_relaxed);
-  AioCo *outer_co = ctx->running;
+  AioOuter outer;
   aio_context_set_home(ctx);
-  ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
-  if (ctx->depth++ == 0) ctx->sweep_due = true; /* the caller may have closed fds */
+  aio__nest(ctx, &outer, over, opaque);
+  if (ctx->depth == 1) ctx->sweep_due = true; /* the caller may have closed fds */
   if (aio__defer_pending(ctx)) aio__defer_run(ctx); /* what is waited for may be among it */
   if (!aio_context_closed(ctx)) wait_or_glance(ctx, limit_ns);
   bool progress = aio__dispatch(ctx);
-  ctx->depth--;
-  ctx->running = outer_co;
-  ctx->wake_at = &ctx->woken;
+  aio__unnest(ctx, &outer);
   atomic_store_explicit(&ctx->home, outer_home, memory_order_relaxed);
   if (ctx->exported && !ctx->depth && aio__work_seen(ctx)) aio_notifier_set(&ctx->notifier); /* left for the next turn */
   /* Polled between GLib's prepare and its sleep: what it planned may be out of date, and its wake-up accepted here. */
@@ -294,6 +325,15 @@ bool aio_poll(AioContext *ctx, int64_t limit_ns) {
       atomic_load_explicit(&ctx->notify_me, memory_order_relaxed))
     aio_notifier_set(&ctx->notifier);
   return progress;
+}
+
+/* Whoever has left a coroutine by longjmp, as Lua does, returns dearly: the processor has forgotten where to, frame by frame.
+ * Hence a turn and all that it calls are one function each of these two. */
+__attribute__((flatten)) bool aio_poll(AioContext *ctx, int64_t limit_ns) { return take_turn(ctx, limit_ns, NULL, NULL); }
+
+__attribute__((flatten)) void aio_run(AioContext *ctx, AioTestFn *over, void *opaque) {
+  do take_turn(ctx, AIO_FOREVER, over, opaque);
+  while (!over(opaque) && aio_context_can_wake(ctx));
 }
 
 void aio_context_set_around(AioContext *ctx, AioAroundFn *around, void *opaque) {

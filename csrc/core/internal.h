@@ -63,6 +63,20 @@ typedef struct AioSource AioSource;
 typedef struct AioPool AioPool;
 typedef struct AioFiles AioFiles;
 
+/* One run of the loop that enters coroutines, which has one acquisition of the lock. */
+typedef struct AioStretch {
+  bool in_turn;  /* among a turn's BHs: those that are ready and due follow */
+  uint32_t last; /* seq of the last that is due */
+  int left;      /* who is woken may be entered so often, then the rest of the loop has its turn */
+} AioStretch;
+
+/* What a nested turn puts aside. */
+typedef struct AioOuter {
+  AioCo *running;
+  AioTestFn *over;
+  void *opaque;
+} AioOuter;
+
 typedef struct AioDeferred {
   AioFn *fn;
   void *opaque;
@@ -93,6 +107,10 @@ struct AioContext {
   AioLink woken;                 /* home: to be entered by the enter loop */
   AioLink *wake_at;              /* home: where the running coroutine's wake-ups go */
   AioCo *running;                /* home */
+  AioStretch *stretch;           /* home: the innermost on the C stack */
+  AioTestFn *over;               /* home: of aio_run, while a turn of its own is the innermost */
+  void *over_opaque;
+  unsigned rounds;               /* home: turns that have passed in this one, see aio__next_round */
 
   /* timer.c, clock.c */
   AioHeap heap[AIO_CLOCKS];      /* home */
@@ -159,11 +177,14 @@ void aio__kick(AioContext *ctx);    /* home changed what an outer loop waits for
 bool aio__bhs_pending(AioContext *ctx);     /* a non-idle one */
 int64_t aio__bhs_timeout(AioContext *ctx);
 bool aio__bhs_run(AioContext *ctx);         /* true: progress */
+AioLink *aio__bhs_due_co(AioContext *ctx, uint32_t last); /* the first that is ready, if it is a coroutine's; NULL */
+void aio__bhs_take_co(AioCo *co);           /* which has been unlinked */
+bool aio__co_claim(AioCo *co, const char *who); /* false: it is scheduled already */
 void aio__bhs_drop(AioContext *ctx);
 
 /* co.c */
-void aio__co_run(AioContext *ctx, AioCo *co); /* enters co, then all it woke */
-void aio__co_run_locked(AioContext *ctx, AioCo *co); /* the same for who holds the lock */
+void aio__co_run(AioContext *ctx, AioCo *co);                 /* enters co, then all it woke */
+void aio__cos_run(AioContext *ctx, AioCo *co, uint32_t last); /* and those that are ready and due behind it, up to seq `last` */
 bool aio__woken_run(AioContext *ctx);
 void aio__co_drop(AioContext *ctx);
 
@@ -196,7 +217,10 @@ void aio__polling_learn(AioContext *ctx, int64_t block_ns);
 /* context.c */
 int64_t aio__plan(AioContext *ctx);      /* ns until the next deadline */
 void aio__glance(AioContext *ctx);       /* asks for fds without waiting, unless it was done a moment ago */
+void aio__nest(AioContext *ctx, AioOuter *outer, AioTestFn *over, void *opaque); /* before aio__dispatch */
+void aio__unnest(AioContext *ctx, const AioOuter *outer);
 bool aio__dispatch(AioContext *ctx);
+bool aio__next_round(AioContext *ctx);   /* true: a turn has ended, and the next begun, without leaving the enter loop */
 void aio__around(AioContext *ctx, AioFn *turn); /* turn(ctx), in the user's world */
 void aio__shuffle(AioContext *ctx, AioLink *list); /* if the context is to; for tests */
 bool aio__work_seen(AioContext *ctx);    /* memory alone: is there a reason not to sleep? */

@@ -166,14 +166,11 @@ static gboolean dispatch(GSource *base, GSourceFunc callback, gpointer data) {
   if (!ctx->exported) aio__withdraw(ctx, 1); /* check was left out, perhaps: nobody sleeps now */
   if (!of(base)->asked) aio__glance(ctx); /* or what is always ready would starve the fds */
   aio_context_ref(ctx); /* a callback may close it and drop the last handle */
-  AioCo *outer_co = ctx->running;
-  ctx->running = NULL;
-  ctx->depth++;
+  AioOuter outer;
+  aio__nest(ctx, &outer, NULL, NULL);
   aio_context_set_home(ctx);
   aio__around(ctx, turn);
-  ctx->depth--;
-  ctx->running = outer_co;
-  ctx->wake_at = &ctx->woken;
+  aio__unnest(ctx, &outer);
   aio_context_unref(ctx);
   return G_SOURCE_CONTINUE;
 }

@@ -453,6 +453,156 @@ static void coroutine_of_another_context_is_scheduled(Loop *l) {
   loop_close(&second);
 }
 
+/* As a binding does it: without going back to the loop in between. */
+static void enter_on_and_on(void *opaque) {
+  Co *c = opaque;
+  AioContext *ctx = c->l->ctx;
+  do {
+    CHECK(aio_co_running(ctx) == &c->co);
+    CHECK(aio_co_scheduled_by(&c->co) == NULL);
+    c->entries++;
+    if (c->name) note(c->name);
+    if (c->step) c->step(c);
+  } while ((c = aio_co_next(ctx, enter_on_and_on)));
+  CHECK(aio_co_running(ctx) == NULL);
+}
+
+static void init_local(Co *c, Loop *l, void (*step)(Co *), char *name) {
+  *c = (Co){.step = step, .l = l, .name = name};
+  aio_co_init_local(&c->co, l->ctx, enter_on_and_on, c);
+}
+
+static void next_keeps_the_order(Loop *l) {
+  Co a, b, c, d, e, f;
+  init_local(&a, l, wake_next_and_also, "A");
+  init_local(&b, l, wake_next_and_also, "B");
+  init(&c, l, wake_next_and_also, "C"); /* entered otherwise: the loop does it */
+  init_local(&d, l, wake_next_and_also, "D");
+  init_local(&e, l, NULL, "E");
+  init_local(&f, l, NULL, "F");
+  a.next = &b;
+  a.also = &d;
+  b.next = &c;
+  aio_co_schedule(&a.co, "test");
+  aio_co_schedule(&e.co, "test");
+  CHECK_EQ(aio_co_schedule(&e.co, "again"), -EALREADY);
+  CHECK_STR(aio_co_scheduled_by(&e.co), "test");
+  aio_bh_oneshot(l->ctx, note, "!");
+  aio_co_schedule(&f.co, "test");
+  turn(l, 0);
+  CHECK_STR(check_log, "A.B.C.D.E!F");
+  CHECK_QUIET(l);
+}
+
+static void schedule_itself(Co *c) { CHECK_EQ(aio_co_schedule(&c->co, "itself"), 0); }
+
+static void next_ends_with_the_turn(Loop *l) {
+  Co a, b;
+  init_local(&a, l, schedule_itself, "a");
+  init_local(&b, l, NULL, "b");
+  aio_co_schedule(&a.co, "test");
+  aio_co_schedule(&b.co, "test");
+  turn(l, 0);
+  CHECK_STR(check_log, "ab");
+  turn(l, 0);
+  CHECK_STR(check_log, "aba");
+  aio_co_close(&a.co);
+  CHECK_QUIET(l);
+}
+
+typedef struct Busy {
+  Co co;
+  long fd_at, timer_at, bh_at, idle_at; /* entries of co when they ran */
+  AioBH idle;
+  int pipe[2];
+} Busy;
+
+static void fd_ran(void *opaque) {
+  Busy *b = opaque;
+  char byte;
+  CHECK_EQ(read(b->pipe[0], &byte, 1), 1);
+  b->fd_at = b->co.entries;
+}
+
+static void timer_ran(void *opaque) { ((Busy *)opaque)->timer_at = ((Busy *)opaque)->co.entries; }
+static void bh_ran(void *opaque) { ((Busy *)opaque)->bh_at = ((Busy *)opaque)->co.entries; }
+static void idle_ran(void *opaque) { ((Busy *)opaque)->idle_at = ((Busy *)opaque)->co.entries; }
+static bool all_ran(void *opaque) {
+  const Busy *b = opaque;
+  return b->fd_at && b->timer_at && b->bh_at && b->idle_at;
+}
+
+static void *bh_from_a_thread(void *opaque) {
+  Busy *b = opaque;
+  usleep(2000);
+  CHECK_EQ(aio_bh_oneshot(b->co.l->ctx, bh_ran, b), 0);
+  return NULL;
+}
+
+static void run_starves_nobody(Loop *l) {
+  if (is_glib(l)) return;
+  Busy b = {.fd_at = 0};
+  AioWatch watch;
+  AioTimer timer;
+  init_local(&b.co, l, schedule_itself, NULL);
+  CHECK_EQ(pipe(b.pipe), 0);
+  CHECK_EQ(write(b.pipe[1], "x", 1), 1);
+  CHECK_EQ(aio_watch_open(&watch, l->ctx, b.pipe[0], AIO_READ, fd_ran, NULL, &b), 0);
+  aio_timer_init(&timer, l->ctx, AIO_CLOCK_MONOTONIC, timer_ran, &b);
+  CHECK_EQ(aio_timer_arm(&timer, now_ns()), 0);
+  aio_bh_init(&b.idle, l->ctx, idle_ran, &b);
+  aio_bh_schedule_idle(&b.idle);
+  aio_co_schedule(&b.co.co, "test");
+  pthread_t t = start(bh_from_a_thread, &b);
+  aio_run(l->ctx, all_ran, &b);
+  pthread_join(t, NULL);
+  CHECK(b.fd_at <= 3 && b.timer_at <= 3);
+  aio_watch_close(&watch);
+  aio_bh_close(&b.idle);
+  aio_co_close(&b.co.co);
+  close(b.pipe[0]), close(b.pipe[1]);
+}
+
+typedef struct Count {
+  Co co;
+  long asked, limit;
+} Count;
+
+static bool enough(void *opaque) { return ++((Count *)opaque)->asked >= ((Count *)opaque)->limit; }
+static bool never(void *opaque) { return (void)opaque, false; }
+
+static void run_asks_after_every_turn(Loop *l) {
+  if (is_glib(l)) return;
+  Count c = {.limit = 1000};
+  init_local(&c.co, l, schedule_itself, NULL);
+  aio_co_schedule(&c.co.co, "test");
+  aio_run(l->ctx, enough, &c);
+  CHECK(c.co.entries <= c.limit && c.co.entries >= c.limit - 1); /* it is asked again where the first answer was for a turn inside */
+  AioStats before, after;
+  aio_context_stats(l->ctx, &before);
+  long entries = c.co.entries;
+  c.asked = 0;
+  aio_run(l->ctx, enough, &c);
+  aio_context_stats(l->ctx, &after);
+  CHECK_EQ(after.polls - before.polls, (uint64_t)(c.co.entries - entries)); /* each entry a turn */
+  aio_co_close(&c.co.co);
+}
+
+static void close_the_context_soon(Co *c) {
+  if (c->entries == 5) aio_context_close(c->l->ctx);
+  if (c->entries < 5) schedule_itself(c);
+}
+
+static void closed_in_a_run(Loop *l) {
+  if (is_glib(l)) return;
+  Co c;
+  init_local(&c, l, close_the_context_soon, NULL);
+  aio_co_schedule(&c.co, "test");
+  aio_run(l->ctx, never, NULL); /* ends, for nothing is left that could wake it */
+  CHECK_EQ(c.entries, 5);
+  CHECK(aio_context_closed(l->ctx));
+}
+
 static const Test tests[] = {
   TEST(scheduled_once),
   TEST(fifo_together_with_bhs),
@@ -470,6 +620,11 @@ static const Test tests[] = {
   TEST(entered_holding_the_context),
   TEST(threads_wake_each_other),
   TEST(coroutine_of_another_context_is_scheduled),
+  TEST(next_keeps_the_order),
+  TEST(next_ends_with_the_turn),
+  TEST(run_starves_nobody),
+  TEST(run_asks_after_every_turn),
+  TEST(closed_in_a_run),
 };
 
 CHECK_MAIN(tests, "epoll +io_uring")
