@@ -124,11 +124,12 @@ static inline LRuntime *aioL_runtime(lua_State *L) { return lua_touserdata(L, lu
 void aioL_know(lua_State *L, const void *object);                /* [-0, +0, m] the userdata on top, in rt->objects */
 void aioL_push_runtime(lua_State *L, LRuntime *rt);             /* [-0, +1, m] as upvalue 1 */
 LRuntime *aioL_find_runtime(lua_State *L);                       /* [-0, +0, m] where there is no upvalue: hooks, handlers */
+extern const char aioL_marks[];                                 /* a kind's mark is an address here */
 void *aioL_test(lua_State *L, int idx, LKind kind);              /* [-0, +0, -] NULL: something else */
 void *aioL_check(lua_State *L, int idx, LKind kind);             /* [-0, +0, v] */
 const char *aioL_kind_name(LKind kind);                          /* what aio.type says */
 void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const luaL_Reg *methods); /* [-0, +0, m] */
-void aioL_set_class(lua_State *L, LRuntime *rt, LKind kind);     /* [-0, +0, -] of the userdata on top */
+void aioL_set_class(lua_State *L, LRuntime *rt, LKind kind);     /* [-0, +0, -] of the userdata on top, its fields are set */
 int aioL_fail(lua_State *L, int rc);                             /* [-0, +3, m] nil, message, errno; rc is -errno */
 int64_t aioL_check_ns(lua_State *L, int idx);                    /* [-0, +0, v] seconds -> ns, rounded up; AIO_FOREVER */
 int64_t aioL_opt_ns(lua_State *L, int idx);                      /* the same; absent: AIO_FOREVER */
@@ -364,6 +365,7 @@ typedef struct LBlock {
 } LBlock;
 
 typedef struct LBuffer {
+  const void *mark; /* see aioL_test */
   LBlock *block;  /* NULL: none yet */
   size_t cap, len;
 } LBuffer;

@@ -11,6 +11,7 @@
 @module aioloop.sync */
 
 typedef struct LCondition {
+  const void *mark; /* see aioL_test */
   AioLink queue;
   LLock *mutex; /* of those who wait; user value 1, since a waiter may be closed behind our back */
 } LCondition;

@@ -20,6 +20,7 @@ typedef struct LFileBody {
 } LFileBody;
 
 typedef struct LFile {
+  const void *mark; /* see aioL_test */
   LFileBody *b; /* NULL: closed */
 } LFile;
 

@@ -2,7 +2,7 @@
  * The module aioloop.core: its opening, and how arguments and objects cross the wall.
  *
  * Way      luaopen_aioloop_core -> runtime in the registry (one for each lua_State, found again) -> each noun's functions
- * Keep     every function has the runtime as first upvalue; a class is recognised by its metatable's address. */
+ * Keep     every function has the runtime as first upvalue; a class is recognised by its mark, or its metatable's address. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,18 +30,25 @@ LRuntime *aioL_find_runtime(lua_State *L) {
   return rt;
 }
 
-void *aioL_test(lua_State *L, int idx, LKind kind) {
-  void *p = lua_touserdata(L, idx);
-  if (!p || !lua_getmetatable(L, idx)) return NULL;
-  bool mine = lua_topointer(L, -1) == aioL_runtime(L)->meta[kind];
-  lua_pop(L, 1);
-  return mine ? p : NULL;
-}
-
 static const char *const class_names[L_KINDS] = {
   "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.signal", "aioloop.cancelled", "aioloop.wrap",
   "aioloop.group", "aioloop.will", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue",
   "aioloop.buffer", "aioloop.file", "aioloop.stream", "aioloop.server"};
+
+const char aioL_marks[L_KINDS];
+
+/* Its first word, which nobody else's has, tells sooner than its metatable what it is. */
+static bool is_marked(LKind kind) { return kind >= L_MUTEX; }
+
+void *aioL_test(lua_State *L, int idx, LKind kind) {
+  void *p = lua_touserdata(L, idx);
+  if (!p) return NULL;
+  if (is_marked(kind)) return lua_rawlen(L, idx) >= sizeof(void *) && *(const void **)p == &aioL_marks[kind] ? p : NULL;
+  if (!lua_getmetatable(L, idx)) return NULL;
+  bool mine = lua_topointer(L, -1) == aioL_runtime(L)->meta[kind];
+  lua_pop(L, 1);
+  return mine ? p : NULL;
+}
 
 const char *aioL_kind_name(LKind kind) { return class_names[kind] + sizeof "aioloop." - 1; }
 
@@ -70,6 +77,7 @@ void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const luaL_Reg *methods)
 }
 
 void aioL_set_class(lua_State *L, LRuntime *rt, LKind kind) {
+  if (is_marked(kind)) *(const void **)lua_touserdata(L, -1) = &aioL_marks[kind];
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[kind]);
   lua_setmetatable(L, -2);
 }

@@ -3,7 +3,7 @@
  *
  * Way      get -> an item: taken; none: ticket in the queue's getters -> put -> the item is laid aside for the first of
  *          them -> its ticket -> results. put on a full queue: the same the other way round
- * Owner    userdata, which every waiter has on its stack. A queue's items are in a table, its user value 1: at head..tail,
+ * Owner    userdata, which every waiter has on its stack. A queue's items are in a table, its user value 1: in a ring, from 1 on,
  *          and at the address of a ticket what is laid aside for it, or what it waits to put.
  * Keep     first come, first served; an item, or a permit, that was given to one who will never take it goes back. */
 #include "lbind.h"
@@ -27,6 +27,7 @@ static int wait_in(lua_State *L, AioLink *tickets, const LWaitOps *ops, void *op
 /* ---- semaphore ---- */
 
 typedef struct LSemaphore {
+  const void *mark; /* see aioL_test */
   AioLink waiters;
   AioLink given; /* tickets with a permit that their task has not seen yet */
   lua_Integer permits;
@@ -104,6 +105,7 @@ static int semaphore_gc(lua_State *L) {
 /* ---- event ---- */
 
 typedef struct LEvent {
+  const void *mark; /* see aioL_test */
   AioLink waiters;
   bool set;
 } LEvent;
@@ -157,15 +159,20 @@ static int event_gc(lua_State *L) { return close_all(&check_event(L)->waiters), 
 
 /* ---- queue ---- */
 
+enum { FIRST_SIZE = 16 };
+
 typedef struct LQueue {
+  const void *mark; /* see aioL_test */
   AioLink getters, putters;
-  lua_Integer head, tail; /* items at head..tail-1 */
-  lua_Integer capacity;   /* -1: none */
+  uint64_t head, tail;  /* counts of items; item i of them is in the ring */
+  uint64_t size;        /* of the ring: a power of two */
+  lua_Integer capacity; /* -1: none */
   bool closed;
 } LQueue;
 
 static LQueue *check_queue(lua_State *L) { return aioL_check(L, 1, L_QUEUE); }
-static lua_Integer count(const LQueue *q) { return q->tail - q->head; }
+static lua_Integer count(const LQueue *q) { return (lua_Integer)(q->tail - q->head); }
+static lua_Integer place(const LQueue *q, uint64_t i) { return (lua_Integer)(1 + (i & (q->size - 1))); }
 static void push_items(lua_State *L) { lua_getiuservalue(L, 1, 1); } /* [-0, +1, -] of the queue at 1 */
 
 /* The same of the ticket's queue, which is on no stack here. false: it is being collected, or gone. */
@@ -176,6 +183,27 @@ static bool find_items(lua_State *L, const LTicket *tk) { /* [-0, +1 or 0, -] */
   lua_replace(L, -3);
   lua_pop(L, 1);
   return true;
+}
+
+/* Twice the ring: those that had wrapped around, and do no more, are where they were and where they belong until all are. */
+static void grow(lua_State *L, LQueue *q, int items) { /* [-0, +0, m] */
+  LQueue bigger = *q;
+  bigger.size = 2 * q->size;
+  for (int pass = 0; pass < 2; pass++) {
+    for (uint64_t i = q->head; i != q->tail; i++) {
+      if (place(q, i) == place(&bigger, i)) continue;
+      pass == 0 ? (void)lua_rawgeti(L, items, place(q, i)) : lua_pushnil(L);
+      lua_rawseti(L, items, pass == 0 ? place(&bigger, i) : place(q, i));
+    }
+    q->size = pass == 0 ? q->size : bigger.size;
+  }
+}
+
+/* stack: ..., item. At the end. */
+static void append(lua_State *L, LQueue *q, int items) { /* [-1, +0, m] */
+  if ((uint64_t)count(q) == q->size) grow(L, q, items);
+  lua_rawseti(L, items, place(q, q->tail));
+  q->tail++;
 }
 
 /* stack: items -> items, value */
@@ -203,7 +231,8 @@ static int put_back(lua_State *L) {
     lua_rawsetp(L, 1, next);
     aioL_take_later(next, L_DONE, 0);
   } else {
-    lua_rawseti(L, 1, q->head - 1);
+    if ((uint64_t)count(q) == q->size) grow(L, q, 1);
+    lua_rawseti(L, 1, place(q, q->head - 1));
     q->head--;
   }
   return 0;
@@ -241,10 +270,10 @@ static int mod_queue(lua_State *L) {
   luaL_argcheck(L, capacity >= 0 || lua_isnoneornil(L, 1), 1, "the capacity cannot be negative");
   LRuntime *rt = aioL_runtime(L);
   LQueue *q = lua_newuserdatauv(L, sizeof *q, 1);
-  *q = (LQueue){.head = 1, .tail = 1, .capacity = capacity};
+  *q = (LQueue){.size = FIRST_SIZE, .capacity = capacity};
   list_init(&q->getters);
   list_init(&q->putters);
-  lua_newtable(L);
+  lua_createtable(L, FIRST_SIZE, 0);
   lua_setiuservalue(L, -2, 1);
   aioL_know(L, q);
   return aioL_set_class(L, rt, L_QUEUE), 1;
@@ -269,8 +298,7 @@ static int queue_put(lua_State *L) {
     lua_rawsetp(L, 4, tk);
     aioL_take_later(tk, L_DONE, 0);
   } else if (q->capacity < 0 || count(q) < q->capacity) {
-    lua_rawseti(L, 4, q->tail);
-    q->tail++;
+    append(L, q, 4);
   } else if (timeout <= 0) {
     return aioL_timed_out(L);
   } else {
@@ -289,23 +317,20 @@ static void refill(lua_State *L, LQueue *q) {
   LTicket *tk = aioL_ticket_first(&q->putters);
   if (!tk || count(q) >= q->capacity) return;
   lua_rawgetp(L, -1, tk);
-  lua_rawseti(L, -2, q->tail);
-  q->tail++;
+  append(L, q, lua_gettop(L) - 1);
   aioL_take_later(tk, L_DONE, 0);
 }
 
 /* stack: queue, ... -> the first item */
-static bool take_first(lua_State *L, LQueue *q) { /* [-0, +1 or 0, m] */
+static bool take_first(lua_State *L, LQueue *q) { /* [-0, +n, m] the item is on top */
   LTicket *tk = aioL_ticket_first(&q->putters);
   if (!count(q) && !tk) return false;
   push_items(L);
   if (count(q)) {
-    lua_rawgeti(L, -1, q->head);
+    lua_rawgeti(L, -1, place(q, q->head));
     lua_pushnil(L);
-    lua_rawseti(L, -3, q->head++);
-    lua_insert(L, -2);
-    refill(L, q);
-    lua_pop(L, 1);
+    lua_rawseti(L, -3, place(q, q->head++));
+    if (tk) lua_insert(L, -2), refill(L, q), lua_pop(L, 1);
   } else {
     lua_rawgetp(L, -1, tk);
     lua_remove(L, -2);
@@ -314,8 +339,7 @@ static bool take_first(lua_State *L, LQueue *q) { /* [-0, +1 or 0, m] */
   return true;
 }
 
-static int get(lua_State *L, int64_t timeout) {
-  LQueue *q = check_queue(L);
+static int get(lua_State *L, LQueue *q, int64_t timeout) {
   aioL_checkpoint(L);
   if (take_first(L, q)) return 1;
   if (q->closed) return aioL_closed(L);
@@ -328,8 +352,8 @@ static int get(lua_State *L, int64_t timeout) {
 @number[opt] timeout seconds
 @return the value; or nil, "timeout"; or nil, "closed": no more will come */
 static int queue_get(lua_State *L) {
-  check_queue(L);
-  return get(L, aioL_opt_ns(L, 2));
+  LQueue *q = check_queue(L);
+  return get(L, q, aioL_opt_ns(L, 2));
 }
 
 /*** Says that no more will be put. What is in the queue can still be taken.
@@ -343,8 +367,9 @@ static int queue_close(lua_State *L) {
 }
 
 static int next_item(lua_State *L) {
+  LQueue *q = check_queue(L);
   lua_settop(L, 1);
-  return get(L, AIO_FOREVER);
+  return get(L, q, AIO_FOREVER);
 }
 
 /*** For loops: `for value in q:iter() do`. Ends when the queue is closed and empty.

@@ -17,6 +17,7 @@
 #define PAUSE_MOST INT64_C(1600000000)
 
 typedef struct LServer {
+  const void *mark; /* see aioL_test */
   AioListener l;
   AioWatch watch;
   AioTimer timer;     /* ends a pause */

@@ -8,6 +8,7 @@
 #include "lbind.h"
 
 typedef struct LStream {
+  const void *mark; /* see aioL_test */
   AioStream s;
   AioWatch watch;            /* of who waits to read */
   const AioContext *watched; /* where it was last open */

@@ -21,6 +21,7 @@ typedef struct LHold {
 } LHold;
 
 struct LLock {
+  const void *mark; /* see aioL_test */
   AioLink queue;   /* tickets; op is the hold to be, at the mode */
   AioLink holds;
   LHold first;     /* the only hold of a mutex */

@@ -32,7 +32,7 @@ static void get_buffer(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
   struct { LBlock *block; size_t cap, len; } v;
   get(L, u, &v, sizeof v);
   LBuffer *b = lua_newuserdatauv(L, sizeof *b, 0);
-  *b = (LBuffer){.cap = v.cap, .len = v.len};
+  *b = (LBuffer){.mark = &aioL_marks[L_BUFFER], .cap = v.cap, .len = v.len};
   if (luaL_getmetatable(L, "aioloop.buffer") == LUA_TNIL) { /* a worker's state that knows nothing of it yet */
     lua_pop(L, 1);
     lua_getglobal(L, "require");

@@ -342,6 +342,45 @@ describe("queue", function()
       end)
     end
 
+    it("keeps the order as it grows and shrinks", function()
+      local q, list, first, state = aio.queue(), {}, 1, 7
+      local function random(n)
+        state = (state * 1103515245 + 12345) % 2147483648
+        return state // 65536 % n
+      end
+      for round = 1, 60 do
+        for _ = 1, random(2 * round) do
+          list[#list + 1] = #list + 1
+          assert.is_true(q:put(#list, 0))
+        end
+        for _ = 1, random(2 * round) do
+          if #q > 0 then
+            assert.equal(first, q:get(0))
+            first = first + 1
+          end
+        end
+        assert.equal(#list - first + 1, #q)
+      end
+      for i = first, #list do assert.equal(i, q:get(0)) end
+      assert.is_true(first > 200)
+    end)
+
+    for _, more in ipairs { 3, 15, 16, 17, 32 } do
+      it("has an item back from who was closed before he saw it, in front of " .. more, function()
+        local ctx, q = d.context(), aio.queue()
+        local getter = coroutine.create(function() q:get() end)
+        ctx:co_schedule(getter)
+        run(d, ctx, function()
+          aio.yield()
+          assert.is_true(q:put(0))
+          for i = 1, more do q:put(i) end
+          assert.is_true(coroutine.close(getter))
+        end)
+        for i = 0, more do assert.equal(i, q:get(0)) end
+        assert.equal(0, #q)
+      end)
+    end
+
     it("closed tells all who wait", function()
       local ctx, full, empty = d.context(), aio.queue(1), aio.queue()
       full:put "first"

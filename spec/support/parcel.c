@@ -31,6 +31,7 @@ static void counted_free(void *p) {
 }
 
 #include "../../csrc/bind/lblock.c"
+const char aioL_marks[L_KINDS]; /* lmod.c's */
 #include "../../csrc/bind/lcode.c" /* not counted: code stays as long as a state knows its function */
 
 #define malloc counted_malloc
