@@ -185,26 +185,41 @@ static int ctx_release(lua_State *L) {
 
 /* ---- what it tells ---- */
 
+typedef struct Count {
+  const char *name;
+  uint64_t value;
+} Count;
+
+static void push_counts(lua_State *L, const Count *counts, size_t n, int more) { /* [-0, +1, m] a table with room for more */
+  lua_createtable(L, 0, (int)n + more);
+  for (size_t i = 0; i < n; i++) {
+    lua_pushinteger(L, (lua_Integer)counts[i].value);
+    lua_setfield(L, -2, counts[i].name);
+  }
+}
+
 /*** What the context has done, and has now.
 @function context:stats
 @treturn table backend, polls, wakeups, asks, bhs, timers, fds, entries (counts of callbacks and coroutine entries),
   bhs_pending, timers_armed, watches, tasks, live, poll_ns, name; files: how many requests io_uring, linux-aio and threads have
-  done, and "inline" at once; submits (system calls that handed over requests); and errors: the list that was collected when
-  the last one was raised */
+  done, and "inline" at once; submits (system calls that handed over requests); pool: threads, idle, min, max, queued and
+  jobs (not fetched yet) of the thread pool; and errors: the list that was collected when the last one was raised */
 static int ctx_stats(lua_State *L) {
   LContext *c = aioL_context(L, 1);
   AioStats s;
+  AioPoolStats p;
   const char *backend = aio_context_backend(c->core);
   aio_context_stats(c->core, &s); /* all that is asked of the core: below, a finaliser may close it */
-  const struct { const char *name; uint64_t value; } fields[] = {
+  aio_pool_stats(c->core, &p);
+  const Count pool[] = {{"threads", (uint64_t)p.threads}, {"idle", (uint64_t)p.idle}, {"min", (uint64_t)p.min},
+    {"max", (uint64_t)p.max}, {"queued", p.queued}, {"jobs", p.jobs}};
+  const Count counts[] = {
     {"polls", s.polls}, {"wakeups", s.wakeups}, {"asks", s.asks}, {"bhs", s.bhs}, {"timers", s.timers}, {"fds", s.fds},
     {"entries", s.entries}, {"bhs_pending", s.bhs_pending}, {"timers_armed", s.timers_armed}, {"watches", s.watches},
     {"live", c->live}, {"poll_ns", (uint64_t)s.poll_ns}, {"submits", s.submits}};
-  lua_createtable(L, 0, 18);
-  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-    lua_pushinteger(L, (lua_Integer)fields[i].value);
-    lua_setfield(L, -2, fields[i].name);
-  }
+  push_counts(L, counts, sizeof counts / sizeof *counts, 6);
+  push_counts(L, pool, sizeof pool / sizeof *pool, 0);
+  lua_setfield(L, -2, "pool");
   lua_createtable(L, 0, 4);
   for (int e = AIO_ENGINE_URING; e < AIO_ENGINES; e++) {
     lua_pushinteger(L, (lua_Integer)s.file_ops[e]);

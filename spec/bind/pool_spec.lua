@@ -22,17 +22,25 @@ describe("aio.work", function()
       assert.equal(0, ctx:stats().live)
     end)
 
+    it("has no thread before it is needed", function()
+      local ctx = d.context()
+      assert.same({ threads = 0, idle = 0, min = 0, max = 64, queued = 0, jobs = 0 }, ctx:stats().pool)
+    end)
+
     it("runs side by side with others, and the loop goes on", function()
       local ctx, ticks = d.context(), 0
       local gate <close> = jobs.gate()
       local task = ctx:spawn(aio.map, { 1, 2, 3, 4, 5, 6 }, function(i) return aio.work(jobs.pass, gate.at, i * i) end)
       gate:await(d, ctx, 6)
+      local pool = ctx:stats().pool
+      assert.same({ 6, 0, 6, 0, 64 }, { pool.threads, pool.queued, pool.jobs, pool.min, pool.max })
       local timer = ctx:timer(function() ticks = ticks + 1 end):arm(0.001, 0.001)
       d.wait(ctx, function() return ticks >= 5 end)
       timer:close()
       gate:open()
       d.wait(ctx, over(task))
       assert.same({ n = 6, 1, 4, 9, 16, 25, 36 }, select(2, task:join()))
+      assert.equal(0, ctx:stats().pool.jobs)
     end)
 
     it("raises the error of its function, with the worker's traceback or as a copy", function()
