@@ -60,6 +60,7 @@ static bool interposed(const LTask *t) {
 LTask *aioL_waiter(lua_State *L, LContext *c) {
   LRuntime *rt = c->rt;
   LTask *t = rt->task;
+  if (t && t->L == L && !wrap_of(t) && lua_isyieldable(L)) return t;
   if (t && aioL_innermost(t) == L && !interposed(t)) {
     lua_State *who = unyieldable(L, t);
     if (who) refuse_c_call(L, who);
@@ -85,8 +86,9 @@ static int raise_later(lua_State *L, int status, lua_KContext ctx) {
 static void check_cancel(lua_State *L, LContext *c, LTask *t) {
   LRuntime *rt = c->rt;
   LScope *scope;
-  if (t ? !t->cancelled && !t->ties : !rt->flow.scopes && !rt->flow.wrap) return;
-  if (!aioL_cancelled(t && t->ties ? &t->ties->flow : t ? NULL : &rt->flow, t, &scope)) return;
+  const LFlow *flow = !t ? &rt->flow : t->ties ? &t->ties->flow : NULL;
+  if ((!t || !t->cancelled) && (!flow || (!flow->scopes && !flow->wrap))) return;
+  if (!aioL_cancelled(flow, t, &scope)) return;
   bool suspends = t && t->raised >= 2 && !interposed(t) && !unyieldable(L, t);
   if (suspends && aio_co_schedule(&t->co, "a cancelled wait") == 0) {
     t->state = L_SCHEDULED;
@@ -121,8 +123,7 @@ static LTicket *polling_ticket(lua_State *L, LRuntime *rt) { /* [-0, +1, m] */
   return lua_touserdata(L, -1);
 }
 
-void aioL_checkpoint(lua_State *L) {
-  LRuntime *rt = aioL_runtime(L);
+static void checkpoint(lua_State *L, LRuntime *rt) {
   LTask *t = rt->task;
   if (t && aioL_innermost(t) == L) {
     check_cancel(L, t->c, t);
@@ -133,9 +134,11 @@ void aioL_checkpoint(lua_State *L) {
   }
 }
 
+void aioL_checkpoint(lua_State *L) { checkpoint(L, aioL_runtime(L)); }
+
 LContext *aioL_waits_in(lua_State *L) {
   LContext *c = aioL_current(L);
-  aioL_checkpoint(L);
+  checkpoint(L, c->rt);
   aioL_waiter(L, c);
   aioL_check_open(L, c);
   return c;
