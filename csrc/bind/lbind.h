@@ -385,6 +385,14 @@ size_t aioL_check_count(lua_State *L, int idx);                 /* [-0, +0, v] a
 void aioL_check_format(lua_State *L, int idx, AioWant *w);      /* [-0, +0, v] a number, "l", "L", "n" or "a" */
 int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] what was found */
 
+/* ---- lsocket.c: what sockets of all kinds have in common ---- */
+
+bool aioL_field(lua_State *L, int idx, const char *name);        /* [-0, +1, -] of a table, raw; false: nil */
+bool aioL_bool_field(lua_State *L, int idx, const char *name, bool value); /* [-0, +0, v] value: if it is absent */
+int64_t aioL_opt_timeout(lua_State *L, int idx);                 /* [-0, +0, v] the field of a table, or of nil */
+int aioL_check_port(lua_State *L, int idx);                      /* [-0, +0, v] */
+int aioL_push_socket_name(lua_State *L, int fd, bool peer);      /* [-0, +n, m] host, port; path; or nil, message, errno */
+
 /* ---- lscope.c: cancelling, and scopes ---- */
 
 struct LScope {
