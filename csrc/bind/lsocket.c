@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * What streams, servers and sockets of datagrams have in common: options in a table, ports, names. */
+ * What streams, servers and sockets of datagrams have in common: options in a table, ports, names, refusals. */
+#include <errno.h>
+
 #include "lbind.h"
 
 bool aioL_field(lua_State *L, int idx, const char *name) {
@@ -42,4 +44,10 @@ int aioL_push_socket_name(lua_State *L, int fd, bool peer) {
   lua_pushlstring(L, text, (size_t)len);
   if (port < 0) return 1;
   return lua_pushinteger(L, port), 2;
+}
+
+int aioL_unwatchable(lua_State *L, int fd, int rc) {
+  if (rc == -EEXIST) return luaL_error(L, "fd %d has a watch for that direction already", fd);
+  if (rc == -ENOMEM) return luaL_error(L, "not enough memory");
+  return aioL_fail(L, rc);
 }

@@ -12,12 +12,6 @@
 /*** Streams: connections, pipes, terminals.
 @module aioloop.stream */
 
-int aioL_unwatchable(lua_State *L, int fd, int rc) {
-  if (rc == -EEXIST) return luaL_error(L, "fd %d has a watch for that direction already", fd);
-  if (rc == -ENOMEM) return luaL_error(L, "not enough memory");
-  return aioL_fail(L, rc);
-}
-
 LStream *aioL_stream_new(lua_State *L) {
   LStream *s = lua_newuserdatauv(L, sizeof *s, 0);
   *s = (LStream){.s = {.fd = -1}, .timeout = AIO_FOREVER};
