@@ -520,7 +520,8 @@ int aio_datagram_connect(AioDatagram *d, const AioSockaddr *a); /* 0, -errno; ma
 int aio_datagram_send(AioDatagram *d, const void *data, size_t len, const AioSockaddr *to);
 /* Takes one, and as much of it as fits. How long it is, be it more than that; -EAGAIN: there is none; -errno. */
 int64_t aio_datagram_receive(AioDatagram *d, void *buf, size_t len, AioSockaddr *from);
-/* Joins or leaves a group of multicast, on the interface of that number; 0: as the routes say. 0, -errno. */
+/* Joins or leaves a group of multicast, on the interface of that number; 0: as the routes say. 0, -errno. Who has joined one
+ * hears of no other. */
 int aio_datagram_member(AioDatagram *d, bool join, const AioSockaddr *group, int interface);
 int aio_interface_number(const char *name); /* -errno: there is none */
 

@@ -102,11 +102,20 @@ int aio_interface_number(const char *name) {
   return n ? (int)n : errno ? -errno : -ENODEV;
 }
 
+/* Else Linux gives a socket what is sent to any group that somebody on this machine has joined. */
+static int hear_no_others(int fd, int level) {
+  int all = 0;
+  int rc = setsockopt(fd, level, level == IPPROTO_IP ? IP_MULTICAST_ALL : IPV6_MULTICAST_ALL, &all, sizeof all);
+  return rc < 0 && errno != ENOPROTOOPT ? -errno : 0;
+}
+
 int aio_datagram_member(AioDatagram *d, bool join, const AioSockaddr *group, int interface) {
   struct group_req req = {.gr_interface = (uint32_t)interface};
   if (!fits(d, group) || d->family == AIO_UNIX) return -EAFNOSUPPORT;
   int level = aio_sockaddr_family(group) == AIO_INET ? IPPROTO_IP : IPPROTO_IPV6;
   memcpy(&req.gr_group, group->data, group->len);
+  int rc = join ? hear_no_others(d->fd, level) : 0;
+  if (rc < 0) return rc;
   return setsockopt(d->fd, level, join ? MCAST_JOIN_GROUP : MCAST_LEAVE_GROUP, &req, sizeof req) < 0 ? -errno : 0;
 }
 
