@@ -190,6 +190,41 @@ describe("a datagram", function()
       tasks.is_quiet(ctx)
     end)
 
+    it("goes to the next also while the one before polls for it", function()
+      local ctx = d.context()
+      local a, b = connect_pair()
+      local from, to, name = new_full()
+      local n = 0
+      local function wait_for_both()
+        n = n + 1
+        while n < 2 do ctx:poll() end
+      end
+      local list = {}
+      for i = 1, 2 do
+        list[i] = ctx:spawn(function()
+          b:recv()
+          wait_for_both()
+        end)
+      end
+      settle(d, ctx, list)
+      run(d, ctx, function()
+        a:send "1"
+        a:send "2"
+      end)
+      finish(d, ctx, list)
+      n = 0
+      for i = 1, 2 do
+        list[i] = ctx:spawn(function()
+          from:sendto("x", name)
+          wait_for_both()
+        end)
+      end
+      settle(d, ctx, list)
+      run(d, ctx, function() repeat until not to:recv() end)
+      finish(d, ctx, list)
+      tasks.is_quiet(ctx)
+    end)
+
     it("is kept for the next when its time is over, or it is cancelled", function()
       local ctx = d.context()
       run(d, ctx, function()
