@@ -14,7 +14,7 @@
 #include "ludp.h"
 
 /*** Datagrams: UDP, and Unix sockets that keep messages apart.
-@module aioloop.udp */
+@submodule aioloop.udp */
 
 #define RETRY_NS INT64_C(5000000) /* a Unix socket that others are not connected with tells nobody when it has room */
 

@@ -1,8 +1,7 @@
---- Datagrams: names in place of addresses.
+-- Datagrams: names in place of addresses.
 -- SPDX-License-Identifier: MIT
 -- Way: bind, connect, sendto with a name (csrc/bind/ludp.c) -> by_name -> getaddrinfo -> the method again, in numbers.
 -- Yields: by_name does.
--- @module aioloop.udp
 
 local core = require "aioloop.core"
 
