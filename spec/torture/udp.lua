@@ -19,7 +19,7 @@ local function receive(life, method, ...)
 end
 
 local function open(life)
-  life.from, life.to = aio.udp { ttl = 3 }, aio.udp { timeout = 1 }
+  life.from, life.to = aio.udp { ttl = 3 }, aio.udp { timeout = 0.05 }
   assert(life.to:bind("127.0.0.1", 0))
   local _, port = life.to:getsockname()
   life.port = port
@@ -37,7 +37,7 @@ local function use(life)
   local spawned, task = try(aio.spawn, receive, life, "recvfrom")
   try(aio.sleep, 0)
   send(life, "late")
-  if spawned then try(task.join, task, 1) end
+  if spawned then try(task.join, task, 0.05) end
   try(life.to.join, life.to, "239.255.77.9", "lo")
   try(tostring, life.to)
 end
