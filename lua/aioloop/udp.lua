@@ -13,27 +13,14 @@ local useless = {
 
 local methods
 
-local function addresses(method, host, port)
-  local passive = method == "bind"
-  if passive and host == "*" then host = nil end
-  local list, message, code = core.getaddrinfo(host, port, { socktype = "dgram", passive = passive })
-  -- Of all that this machine has: IPv6 first, for it is IPv4 as well.
-  if list and not host then table.sort(list, function(a, b) return a.family > b.family end) end
-  return list, message, code
-end
-
--- The host comes behind what is to be sent.
-local function try_each(method, self, ...)
-  local fn, data, host, port = methods[method], ...
-  if method ~= "sendto" then host, port = ... end
-  local list, message, errno = addresses(method, host, port)
-  if not list then return nil, message, errno end
-  local ok
+-- Calls it with each address in place of the host and the port, which stand behind what is to be sent.
+local function try_each(list, method, self, data)
+  local ok, message, errno
   for _, a in ipairs(list) do
     if method == "sendto" then
-      ok, message, errno = fn(self, data, a.addr, a.port)
+      ok, message, errno = methods.sendto(self, data, a.addr, a.port)
     else
-      ok, message, errno = fn(self, a.addr, a.port)
+      ok, message, errno = methods[method](self, a.addr, a.port)
     end
     if ok then return ok end
     if not useless[errno] then break end
@@ -41,10 +28,24 @@ local function try_each(method, self, ...)
   return nil, message, errno
 end
 
+local function resolve(host, port, method, ...)
+  local list, message, code = core.getaddrinfo(host, port, { socktype = "dgram", passive = method == "bind" })
+  if not list then return nil, message, code end
+  if not host then table.sort(list, function(a, b) return a.family > b.family end) end -- IPv6 is IPv4 as well
+  return try_each(list, method, ...)
+end
+
 local M
 M, methods = core.udps(function(method, timeout, ...)
-  if timeout then return core.timeout(timeout, try_each, method, ...) end
-  return try_each(method, ...)
+  local host, port = select(method == "sendto" and 3 or 2, ...)
+  if method == "bind" and host == "*" then
+    if math.type(port) == "integer" then
+      return try_each({ { addr = "::", port = port }, { addr = "0.0.0.0", port = port } }, method, ...)
+    end
+    host = nil
+  end
+  if timeout then return core.timeout(timeout, resolve, host, port, method, ...) end
+  return resolve(host, port, method, ...)
 end)
 
 return M

@@ -661,6 +661,13 @@ describe("the address of a datagram", function()
       getmetatable(gate).__close(gate)
     end)
 
+    it("is one of this machine, which nobody is asked for", function()
+      assert.is_true(port_of(assert(aio.udp { timeout = 0 }:bind("*", 0))) > 0)
+      local anywhere = coroutine.wrap(function() return assert(aio.udp():bind("*", 0)) end) -- where one cannot wait
+      assert.is_true(port_of(anywhere()) > 0)
+      assert.same(timeout, pack(aio.udp { timeout = 0 }:bind("localhost", 0)))
+    end)
+
     it("is refused, and leaves nothing behind", function()
       local ctx = d.context()
       tasks.collect()
@@ -720,6 +727,7 @@ describe("datagrams to many", function()
       run(d, ctx, function()
         local any = assert(aio.udp { family = "inet", timeout = 5 }:bind("*", 0))
         assert.equal("0.0.0.0", (any:getsockname()))
+        assert.equal("0.0.0.0", (assert(aio.udp { family = "inet" }:bind("*", "0")):getsockname()))
         local timid, loud = aio.udp(), aio.udp { broadcast = true }
         assert.equal(EACCES, select(3, timid:sendto("x", "127.255.255.255", port_of(any))))
         assert(loud:sendto("all", "127.255.255.255", port_of(any)))
