@@ -125,7 +125,7 @@ valgrind:
 	SPEC_SECONDS=280 BUSTED="--exclude-tags=slow $(grounds:%=spec/bind/%_spec.lua)" $(MAKE) --no-print-directory check-lua
 
 # The specs of what waits, with the collector at work at every step.
-waits = matrix cancel scope group wrap sync queue random file buffer
+waits = matrix cancel scope group wrap sync queue random file buffer udp
 gc: $(module) $(spec_helpers)
 	@for mode in generational incremental; do \
 	  echo "$$mode:"; \
@@ -139,7 +139,7 @@ $(BUILD)/torture: spec/torture/host.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) $(warnings) $(lua_cflags) -o $@ $< -Wl,-E -llua5.4
 
 torture: $(module) $(BUILD)/torture
-	for life in life files; do for mode in pair persist; do \
+	for life in life files udp; do for mode in pair persist; do \
 	  $(BUILD)/torture spec/torture/$$life.lua $$mode || exit 1; \
 	done; done
 

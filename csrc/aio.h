@@ -384,12 +384,12 @@ void aio_file_cancel(AioFileOp *op);
 
 /* ---- names to addresses ------------------------------------------------------------------------------------ */
 
-enum { AIO_ANY_FAMILY, AIO_INET, AIO_INET6 };
+enum { AIO_ANY_FAMILY, AIO_INET, AIO_INET6, AIO_UNIX };
 
 typedef struct AioResolve {
   AioJob job;
   const char *host, *service; /* the caller's, until done; NULL: none */
-  int family;                 /* AIO_ANY_FAMILY, AIO_INET, AIO_INET6 */
+  int family;                 /* AIO_ANY_FAMILY, AIO_INET or AIO_INET6 */
   bool stream, dgram, passive;
   bool numeric;               /* resolve.c */
   int error, system_errno;    /* of getaddrinfo */
@@ -461,9 +461,13 @@ typedef struct AioSocketOptions {
   int v6only;       /* -1: the system's */
 } AioSocketOptions;
 
+typedef struct AioPath { /* of a Unix socket, that it has made */
+  uint64_t dev, ino; /* 0: none */
+} AioPath;
+
 typedef struct AioListener {
   int fd;
-  uint64_t dev, ino; /* of the path that it made; 0: none */
+  AioPath path;
 } AioListener;
 
 enum { AIO_NAME_MAX = 112 };
@@ -471,6 +475,9 @@ enum { AIO_NAME_MAX = 112 };
 /* A path; "@name" and "\0name" are names in the abstract namespace. -ENAMETOOLONG, -EINVAL: none, or a zero byte in it. */
 int aio_sockaddr_path(AioSockaddr *a, const char *path, size_t len);
 int aio_sockaddr_numeric(AioSockaddr *a, const char *host, int port); /* -EINVAL: not an address in numbers */
+int aio_sockaddr_family(const AioSockaddr *a); /* AIO_INET, AIO_INET6, AIO_UNIX; AIO_ANY_FAMILY: another one */
+/* As text: its length, *port is -1 for a path; -EAFNOSUPPORT. A Unix socket without a name has an empty one. */
+int aio_sockaddr_text(const AioSockaddr *a, char text[AIO_NAME_MAX], int *port);
 /* Mixes the families, so that one that leads nowhere holds up the other no longer than one attempt. */
 void aio_sockaddr_interleave(AioSockaddr *list, unsigned n);
 /* The name of a socket, or of its peer: length of the text, *port is -1 for a path; -errno. */
@@ -491,6 +498,39 @@ int aio_connect(AioConnect **out, AioContext *ctx, const AioSockaddr *list, unsi
                 void *opaque);
 int aio_connect_result(AioConnect *k); /* fd, now the caller's; or -errno of the first attempt */
 void aio_connect_free(AioConnect *k);  /* at any time: closes what is not the caller's; NULL is fine */
+
+/* ---- datagrams --------------------------------------------------------------------------------------------- */
+
+enum { AIO_DATAGRAM_MAX = 65536 }; /* none of UDP is longer */
+
+typedef struct AioDatagram {
+  int fd;     /* -1: none */
+  int family; /* AIO_INET, AIO_INET6, AIO_UNIX */
+  AioPath path;
+} AioDatagram;
+
+/* Negative: the system's. Sockets of AIO_UNIX take what they know of. */
+typedef struct AioDatagramOptions {
+  int broadcast, reuseaddr, reuseport, v6only;
+  int ttl, multicast_ttl, multicast_loop;
+  int sndbuf, rcvbuf;      /* bytes */
+  int multicast_interface; /* its number; 0: as the routes say */
+} AioDatagramOptions;
+
+/* 0, or -errno: there is no socket then. It is close-on-exec and non-blocking. */
+int aio_datagram_open(AioDatagram *d, int family, const AioDatagramOptions *o);
+void aio_datagram_close(AioDatagram *d, bool keep_fd); /* removes the path that it has made; twice is fine */
+int aio_datagram_bind(AioDatagram *d, const AioSockaddr *a); /* 0, -errno; a path that nobody has any more is replaced */
+int aio_datagram_connect(AioDatagram *d, const AioSockaddr *a); /* 0, -errno; may be done again */
+/* Sends all or nothing; to NULL: to who it is connected with. 0, -EAGAIN: there is no room; -errno, which may be what
+ * became of an earlier one (-ECONNREFUSED), and is told once. No SIGPIPE. */
+int aio_datagram_send(AioDatagram *d, const void *data, size_t len, const AioSockaddr *to);
+/* Takes one, and as much of it as fits. How long it is, be it more than that; -EAGAIN: there is none; -errno. */
+int64_t aio_datagram_receive(AioDatagram *d, void *buf, size_t len, AioSockaddr *from);
+/* Joins or leaves a group of multicast, on the interface of that number; 0: as the routes say. 0, -errno. Who has joined one
+ * hears of no other. */
+int aio_datagram_member(AioDatagram *d, bool join, const AioSockaddr *group, int interface);
+int aio_interface_number(const char *name); /* -errno: there is none */
 
 /* ---- GSource ----------------------------------------------------------------------------------------------- */
 

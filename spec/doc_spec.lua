@@ -109,6 +109,7 @@ describe("doc/meta/aioloop.lua", function()
       buffer = aio.buffer(1),
       stream = aio.pipe(),
       server = assert(aio.listen("127.0.0.1", 0)),
+      udp = assert(aio.udp()),
     }
     seen(described, "aio", aio)
     for class, object in pairs(objects) do

@@ -21,7 +21,7 @@
 
 typedef enum LKind {
   L_CONTEXT, L_BH, L_TIMER, L_WATCH, L_TASK, L_VCLOCK, L_SIGNAL, L_CANCEL, L_WRAP, L_GROUP, L_WILL,
-  L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_BUFFER, L_FILE, L_STREAM, L_SERVER, L_KINDS
+  L_MUTEX, L_RWLOCK, L_CONDITION, L_SEMAPHORE, L_EVENT, L_QUEUE, L_BUFFER, L_FILE, L_STREAM, L_SERVER, L_UDP, L_KINDS
 } LKind;
 
 typedef struct LContext LContext;
@@ -64,6 +64,7 @@ typedef struct LRuntime {
   LContext *spare, *made;    /* LContexts to be used again; all there are */
   AioVClock *vclock;
   struct LPaths *paths;      /* lpool.c */
+  struct LArrival *spare_arrival; /* ludp_io.c */
   size_t buffers, buffers_limit; /* lbuffer.c: bytes that buffers hold, and with how many their garbage is collected */
 } LRuntime;
 
@@ -387,6 +388,20 @@ size_t aioL_check_count(lua_State *L, int idx);                 /* [-0, +0, v] a
 void aioL_check_format(lua_State *L, int idx, AioWant *w);      /* [-0, +0, v] a number, "l", "L", "n" or "a" */
 int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] what was found */
 
+/* ---- lsocket.c: what sockets of all kinds have in common ---- */
+
+bool aioL_field(lua_State *L, int idx, const char *name);        /* [-0, +1, -] of a table, raw; false: nil */
+bool aioL_bool_field(lua_State *L, int idx, const char *name, bool value); /* [-0, +0, v] value: if it is absent */
+int64_t aioL_opt_timeout(lua_State *L, int idx);                 /* [-0, +0, v] the field of a table, or of nil */
+int aioL_check_port(lua_State *L, int idx);                      /* [-0, +0, v] */
+int aioL_push_socket_name(lua_State *L, int fd, bool peer);      /* [-0, +n, m] host, port; path; or nil, message, errno */
+
+int aioL_unwatchable(lua_State *L, int fd, int rc);              /* [-0, +3, e] why an fd cannot be waited for */
+
+/* ---- ludp_io.c ---- */
+
+void aioL_arrivals_free(LRuntime *rt); /* the spare one */
+
 /* ---- lscope.c: cancelling, and scopes ---- */
 
 struct LScope {
@@ -466,11 +481,13 @@ void aioL_member_ended(LContext *c, LTask *t); /* its group takes note */
 typedef void LOpen(lua_State *L, LRuntime *rt, int module); /* [-0, +0, m] the module's functions table is at `module` */
 LOpen aioL_open_context, aioL_open_run /* after the class */, aioL_open_bh, aioL_open_timer, aioL_open_watch, aioL_open_signal,
   aioL_open_pool, aioL_open_resolve, aioL_open_buffer, aioL_open_file, aioL_open_files,
-  aioL_open_streams, aioL_open_server, aioL_open_connect, aioL_open_spawn, aioL_open_wake,
+  aioL_open_streams, aioL_open_server, aioL_open_connect, aioL_open_udps, aioL_open_spawn, aioL_open_wake,
   aioL_open_task, aioL_open_scope, aioL_open_wrap, aioL_open_sync, aioL_open_condition, aioL_open_queue, aioL_open_group,
   aioL_open_wait, aioL_open_source;
 /* Adds functions that know the runtime to the table on top of the stack. */
 void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions);
+/* [-0, +0, m] The same; the value at idx is their third upvalue. */
+void aioL_functions_with(lua_State *L, LRuntime *rt, const luaL_Reg *functions, int idx);
 
 /* ---- a context's methods, and what it lets go of, that live with their noun ---- */
 

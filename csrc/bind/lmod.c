@@ -33,7 +33,7 @@ LRuntime *aioL_find_runtime(lua_State *L) {
 static const char *const class_names[L_KINDS] = {
   "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.signal", "aioloop.cancelled", "aioloop.wrap",
   "aioloop.group", "aioloop.will", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue",
-  "aioloop.buffer", "aioloop.file", "aioloop.stream", "aioloop.server"};
+  "aioloop.buffer", "aioloop.file", "aioloop.stream", "aioloop.server", "aioloop.udp"};
 
 const char aioL_marks[L_KINDS];
 
@@ -62,6 +62,14 @@ void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions) {
   lua_getfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
   luaL_setfuncs(L, functions, 2);
+}
+
+void aioL_functions_with(lua_State *L, LRuntime *rt, const luaL_Reg *functions, int idx) {
+  idx = lua_absindex(L, idx);
+  lua_getfield(L, LUA_REGISTRYINDEX, RUNTIME_KEY);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
+  lua_pushvalue(L, idx);
+  luaL_setfuncs(L, functions, 3);
 }
 
 void aioL_class(lua_State *L, LRuntime *rt, LKind kind, const luaL_Reg *methods) {
@@ -214,6 +222,7 @@ static int runtime_gc(lua_State *L) {
   aioL_holds_free(L, rt);
   aioL_ties_free(L, rt);
   aioL_paths_drop(rt);
+  aioL_arrivals_free(rt);
   if (rt->vclock) aio_vclock_free(rt->vclock);
   rt->vclock = NULL;
   return 0;
@@ -275,6 +284,7 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_source(L, rt, 1);
   aioL_open_files(L, rt, 1);
   aioL_open_streams(L, rt, 1);
+  aioL_open_udps(L, rt, 1);
   lua_settop(L, 1);
   return 1;
 }

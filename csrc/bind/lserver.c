@@ -160,13 +160,6 @@ static int server_accept(lua_State *L) {
 
 /* ---- the rest ---- */
 
-static int check_port(lua_State *L, int idx) {
-  int exact;
-  lua_Integer port = lua_tointegerx(L, idx, &exact);
-  luaL_argcheck(L, exact && port >= 0 && port <= UINT16_MAX, idx, "a port is an integer from 0 to 65535");
-  return (int)port;
-}
-
 /* listen_at(path, nil, options) or (address in numbers, port, options); lua/aioloop/stream.lua has the rest. */
 static int mod_listen_at(lua_State *L) {
   AioSocketOptions o;
@@ -174,7 +167,7 @@ static int mod_listen_at(lua_State *L) {
   size_t len;
   const char *name = luaL_checklstring(L, 1, &len);
   lua_settop(L, 3);
-  int port = lua_isnil(L, 2) ? -1 : check_port(L, 2);
+  int port = lua_isnil(L, 2) ? -1 : aioL_check_port(L, 2);
   aioL_socket_options(L, 3, &o);
   int64_t timeout = aioL_opt_timeout(L, 3);
   int rc = port < 0 ? aio_sockaddr_path(&a, name, len) : aio_sockaddr_numeric(&a, name, port);
@@ -191,17 +184,7 @@ static int mod_listen_at(lua_State *L) {
 @function server:getsockname
 @treturn string host; or the path of a Unix socket; or nil, message, errno
 @treturn integer port; of a path none */
-static int server_getsockname(lua_State *L) {
-  const LServer *s = check_server(L);
-  char text[AIO_NAME_MAX];
-  int port;
-  if (s->l.fd < 0) return aioL_closed(L);
-  int len = aio_socket_name(s->l.fd, false, text, &port);
-  if (len < 0) return aioL_fail(L, len);
-  lua_pushlstring(L, text, (size_t)len);
-  if (port < 0) return 1;
-  return lua_pushinteger(L, port), 2;
-}
+static int server_getsockname(lua_State *L) { return aioL_push_socket_name(L, check_server(L)->l.fd, false); }
 
 /*** Its descriptor.
 @function server:getfd

@@ -12,12 +12,6 @@
 /*** Streams: connections, pipes, terminals.
 @module aioloop.stream */
 
-int aioL_unwatchable(lua_State *L, int fd, int rc) {
-  if (rc == -EEXIST) return luaL_error(L, "fd %d has a watch for that direction already", fd);
-  if (rc == -ENOMEM) return luaL_error(L, "not enough memory");
-  return aioL_fail(L, rc);
-}
-
 LStream *aioL_stream_new(lua_State *L) {
   LStream *s = lua_newuserdatauv(L, sizeof *s, 0);
   *s = (LStream){.s = {.fd = -1}, .timeout = AIO_FOREVER};
@@ -79,19 +73,6 @@ static int mod_stream(lua_State *L) {
 
 /* ---- options ---- */
 
-bool aioL_field(lua_State *L, int idx, const char *name) {
-  lua_pushstring(L, name);
-  return lua_rawget(L, idx) != LUA_TNIL;
-}
-
-static bool bool_field(lua_State *L, int idx, const char *name, bool value) { /* [-0, +0, v] */
-  if (aioL_field(L, idx, name)) {
-    if (!lua_isboolean(L, -1)) luaL_argerror(L, idx, lua_pushfstring(L, "%s must be a boolean", name));
-    value = lua_toboolean(L, -1);
-  }
-  return lua_pop(L, 1), value;
-}
-
 static int seconds_field(lua_State *L, int idx, const char *name) { /* [-0, +0, v] true: 0; absent, false: -1 */
   int value = -1, exact = true;
   if (aioL_field(L, idx, name)) {
@@ -107,11 +88,11 @@ void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o) {
   *o = (AioSocketOptions){.backlog = 128, .reuseaddr = true, .nodelay = true, .keepalive = -1, .v6only = -1};
   if (lua_isnoneornil(L, idx)) return;
   luaL_checktype(L, idx, LUA_TTABLE);
-  o->reuseaddr = bool_field(L, idx, "reuseaddr", true);
-  o->reuseport = bool_field(L, idx, "reuseport", false);
-  o->nodelay = bool_field(L, idx, "nodelay", true);
+  o->reuseaddr = aioL_bool_field(L, idx, "reuseaddr", true);
+  o->reuseport = aioL_bool_field(L, idx, "reuseport", false);
+  o->nodelay = aioL_bool_field(L, idx, "nodelay", true);
   o->keepalive = seconds_field(L, idx, "keepalive");
-  if (aioL_field(L, idx, "v6only")) o->v6only = bool_field(L, idx, "v6only", false);
+  if (aioL_field(L, idx, "v6only")) o->v6only = aioL_bool_field(L, idx, "v6only", false);
   lua_pop(L, 1);
   if (aioL_field(L, idx, "backlog")) {
     int exact;
@@ -120,17 +101,6 @@ void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o) {
     o->backlog = (int)n;
   }
   lua_pop(L, 1);
-}
-
-int64_t aioL_opt_timeout(lua_State *L, int idx) {
-  int64_t ns = AIO_FOREVER;
-  if (lua_isnoneornil(L, idx)) return ns;
-  luaL_checktype(L, idx, LUA_TTABLE);
-  if (aioL_field(L, idx, "timeout")) {
-    luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER, idx, "timeout must be seconds");
-    ns = aioL_check_ns(L, lua_gettop(L));
-  }
-  return lua_pop(L, 1), ns;
 }
 
 /*** Says how long an operation may wait: then it returns nil, "timeout", and what has arrived is kept.
@@ -158,29 +128,23 @@ static int stream_setbound(lua_State *L) {
 
 /* ---- names ---- */
 
-static int push_name(lua_State *L, bool peer) {
-  const LStream *s = aioL_check(L, 1, L_STREAM);
-  char text[AIO_NAME_MAX];
-  int port;
-  if (s->s.fd < 0) return aioL_closed(L);
-  int len = aio_socket_name(s->s.fd, peer, text, &port);
-  if (len < 0) return aioL_fail(L, len);
-  lua_pushlstring(L, text, (size_t)len);
-  if (port < 0) return 1;
-  return lua_pushinteger(L, port), 2;
-}
-
 /*** The address of the other end.
 @function stream:getpeername
 @treturn string host; or the path of a Unix socket, "" if it has none; or nil, message, errno
 @treturn integer port; of a path none */
-static int stream_getpeername(lua_State *L) { return push_name(L, true); }
+static int stream_getpeername(lua_State *L) {
+  const LStream *s = aioL_check(L, 1, L_STREAM);
+  return aioL_push_socket_name(L, s->s.fd, true);
+}
 
 /*** The address of this end.
 @function stream:getsockname
 @treturn string host or path, as for `getpeername`
 @treturn integer port */
-static int stream_getsockname(lua_State *L) { return push_name(L, false); }
+static int stream_getsockname(lua_State *L) {
+  const LStream *s = aioL_check(L, 1, L_STREAM);
+  return aioL_push_socket_name(L, s->s.fd, false);
+}
 
 /*** Its descriptor, for others to use while nobody waits here.
 @function stream:getfd

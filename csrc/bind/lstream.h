@@ -25,10 +25,7 @@ LStream *aioL_stream_new(lua_State *L);                  /* [-0, +1, m] closed; 
 void aioL_stream_close(LStream *s, bool keep_fd);        /* [-0, +0, -] wakes who waits */
 void aioL_read_close(LStream *s);                        /* the reader has nil, "closed" */
 void aioL_write_close(LStream *s);                       /* and so have the writers; what is queued is dropped */
-int aioL_unwatchable(lua_State *L, int fd, int rc);      /* [-0, +3, e] why an fd cannot be waited for */
 void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o); /* [-0, +0, v] of a table, or nil */
-int64_t aioL_opt_timeout(lua_State *L, int idx);         /* [-0, +0, v] field of a table, or nil */
-bool aioL_field(lua_State *L, int idx, const char *name); /* [-0, +1, -] raw; false: nil */
 extern const luaL_Reg aioL_read_methods[], aioL_write_methods[];
 
 #endif

@@ -258,6 +258,8 @@ void aio__file_leg_refused(AioFileOp *op, bool all); /* another engine is to do 
 /* sockaddr.c */
 int aio__socket_connect(const AioSockaddr *a, const AioSocketOptions *o, int *fd); /* *fd < 0: none was made */
 int aio__socket_error(int fd); /* 0: connected; -EINPROGRESS; -errno */
+int aio__socket_bind(int fd, int type, const AioSockaddr *a, AioPath *path); /* type: SOCK_... */
+void aio__socket_remove_path(int fd, AioPath *path); /* what bind has made there */
 
 /* source.c */
 void aio__source_drop(AioContext *ctx);

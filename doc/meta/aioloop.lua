@@ -364,6 +364,67 @@ function server:getfd() end
 ---@return boolean
 function server:close() end
 
+---@class aioloop.udp_options
+---@field family? "inet"|"inet6"
+---@field broadcast? boolean
+---@field reuseaddr? boolean
+---@field reuseport? boolean
+---@field v6only? boolean
+---@field ttl? integer
+---@field multicast_ttl? integer
+---@field multicast_loop? boolean
+---@field multicast_interface? string|integer
+---@field sndbuf? integer bytes
+---@field rcvbuf? integer bytes
+---@field timeout? number seconds
+
+---@class aioloop.udp
+local udp = {}
+---@param host string
+---@param port? integer|string
+---@return aioloop.udp? self, string? message, integer? errno
+function udp:bind(host, port) end
+---@param host string
+---@param port? integer|string
+---@return aioloop.udp? self, string? message, integer? errno
+function udp:connect(host, port) end
+---@param data string|number|aioloop.buffer
+---@param host string
+---@param port? integer|string
+---@return aioloop.udp? self, string? message, integer? errno
+function udp:sendto(data, host, port) end
+---@param data string|number|aioloop.buffer
+---@return aioloop.udp? self, string? message, integer? errno
+function udp:send(data) end
+---@param max? integer bytes
+---@return string? data, string host, integer? port, integer? length the true one, of a datagram that was cut
+function udp:recvfrom(max) end
+---@param max? integer bytes
+---@return string? data, string host, integer? port, integer? length the true one, of a datagram that was cut
+function udp:recv(max) end
+---@param buf aioloop.buffer
+---@return integer? n, string host, integer? port, integer? length the true one, of a datagram that was cut
+function udp:recvinto(buf) end
+---@param seconds? number
+---@return aioloop.udp
+function udp:settimeout(seconds) end
+---@param group string
+---@param interface? string|integer
+---@return aioloop.udp? self, string? message, integer? errno
+function udp:join(group, interface) end
+---@param group string
+---@param interface? string|integer
+---@return aioloop.udp? self, string? message, integer? errno
+function udp:leave(group, interface) end
+---@return string? host, integer|string? port, integer? errno
+function udp:getsockname() end
+---@return string? host, integer|string? port, integer? errno
+function udp:getpeername() end
+---@return integer
+function udp:getfd() end
+---@return boolean
+function udp:close() end
+
 ---@class aioloop.clock
 local clock = {}
 function clock:pause() end
@@ -536,5 +597,8 @@ function aio.socketpair() end
 ---@param fd any integer, file, or an object with getfd, fileno or pollfd
 ---@return aioloop.stream? stream, string? message, integer? errno
 function aio.stream(fd) end
+---@param options? aioloop.udp_options
+---@return aioloop.udp? sock, string? message, integer? errno
+function aio.udp(options) end
 
 return aio

@@ -15,6 +15,7 @@ for file, names in pairs {
   ["aioloop.report"] = { "tasks", "dump", "dump_on" },
   ["aioloop.file"] = { "open", "buffer", "readfile", "writefile" },
   ["aioloop.stream"] = { "connect", "listen", "pipe", "socketpair", "stream" },
+  ["aioloop.udp"] = { "udp" },
 } do
   for _, name in ipairs(names) do
     aio[name] = function(...)
@@ -25,7 +26,7 @@ for file, names in pairs {
 end
 
 aio.glib_iterate = nil -- see aioloop.glib
-aio.files, aio.streams = nil, nil -- see aioloop.file and aioloop.stream
+aio.files, aio.streams, aio.udps = nil, nil, nil -- see aioloop.file, aioloop.stream and aioloop.udp
 local call = core.call
 aio.call = nil -- aio(fn, ...) is aio.run(fn, ...)
 

@@ -20,7 +20,7 @@ local function nop() end
 
 local kinds = {
   "bh", "buffer", "clock", "condition", "context", "event", "file", "group", "mutex", "queue", "rwlock", "semaphore",
-  "server", "signal", "stream", "task", "timer", "watch",
+  "server", "signal", "stream", "task", "timer", "udp", "watch",
 }
 
 local function new_context(opts)
@@ -50,6 +50,7 @@ local make = {
   file = function() return assert(quiet:run(aio.open, "/dev/null", "r+")) end,
   stream = function() return (aio.socketpair()) end,
   server = function() return assert(aio.listen("127.0.0.1", 0)) end,
+  udp = function() return assert(aio.udp():bind("127.0.0.1", 0)) end,
 }
 
 local function methods_of(kind) return getmetatable(make[kind](new_context())) end
@@ -131,6 +132,8 @@ local values = {
   function() return { read = 1, max_ns = -1, poll_max_ns = 0 / 0, backend = 1, name = {} } end,
   function() return { read = nop, poll = 1, max_ns = "1", poll_max_ns = -1, backend = "none" } end,
   function() return { poll = nop, max_ns = math.huge, poll_max_ns = 9e99, backend = "io_uring", clock = "none" } end,
+  function() return { family = "unix", ttl = 0, sndbuf = 0.5, multicast_interface = {}, timeout = "1" } end,
+  function() return { family = "inet6", ttl = 255, rcvbuf = 1, multicast_interface = "none", timeout = -1 } end,
   function() return { clock = "virtual", max_ns = 1e18, grow = 1e18, shrink = 1e18 } end,
 }
 for _, kind in ipairs(kinds) do

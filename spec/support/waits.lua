@@ -225,6 +225,49 @@ end
 
 local function connect_client(o) o.clients[#o.clients + 1] = assert(aio.connect("@" .. tostring(o))) end
 
+-- Datagrams: one more for each that is free(o), or passed on by who got it; one is left in the end.
+local function new_udp(o)
+  o.sock, o.peer = assert(aio.udp():bind("127.0.0.1", 0)), assert(aio.udp():bind("127.0.0.1", 0))
+  assert(o.peer:connect(o.sock:getsockname()))
+  o.from = table.pack(o.peer:getsockname())
+end
+
+local function send_datagram(o) assert(o.peer:send "datagram") end
+
+local function one_datagram_is_left(o)
+  assert.equal("datagram", (o.sock:recv()))
+  assert.same({ n = 2, nil, "timeout" }, table.pack(o.sock:settimeout(0):recv()))
+  o.sock:close()
+  o.peer:close()
+end
+
+-- A Unix socket whose receiver has no room: through UDP of this machine everything is received as it is sent.
+local function new_full_receiver(o)
+  o.name, o.sent, o.left = "@" .. tostring(o), 0, 0
+  o.peer, o.sock = assert(aio.udp():bind(o.name)):settimeout(0), aio.udp():settimeout(0)
+  while o.sock:sendto("filler", o.name) do o.left = o.left + 1 end
+  o.sock:settimeout()
+end
+
+local function sent_datagram(o, results)
+  assert.same({ n = 1, o.sock }, results)
+  o.sent = o.sent + 1
+end
+
+local function take_filler(o)
+  assert.equal("filler", (o.peer:recv()))
+  o.left = o.left - 1
+end
+
+local function all_were_sent(o)
+  while o.left > 0 do take_filler(o) end
+  o.peer:settimeout()
+  for _ = 1, o.sent do assert.equal("datagram", (o.peer:recv())) end
+  assert.same({ n = 2, nil, "timeout" }, table.pack(o.peer:settimeout(0):recv()))
+  o.sock:close()
+  o.peer:close()
+end
+
 return {
   { name = "sleep", wait = function(o) return aio.sleep(o.span) end, result = yes,
     fresh = true, instant = true, free = function(o) o.pass() end },
@@ -363,6 +406,37 @@ return {
       for _, client in ipairs(o.clients) do client:close() end
       o.server:close()
     end },
+
+  { name = "udp:recvfrom", new = new_udp, shared = true, unseen = true,
+    wait = function(o) return o.sock:recvfrom() end,
+    result = function(o, results) assert.same({ n = 3, "datagram", o.from[1], o.from[2] }, results) end,
+    free = send_datagram, undo = send_datagram, clean = one_datagram_is_left },
+
+  { name = "udp:recvinto", new = new_udp, shared = true, unseen = true,
+    wait = function(o) return o.sock:recvinto(aio.buffer(4)) end,
+    result = function(o, results) assert.same({ n = 4, 4, o.from[1], o.from[2], 8 }, results) end,
+    free = send_datagram, undo = send_datagram, clean = one_datagram_is_left },
+
+  { name = "udp:sendto", new = new_full_receiver, shared = true, unseen = true, result = sent_datagram,
+    wait = function(o) return o.sock:sendto("datagram", o.name) end,
+    free = take_filler, undo = take_filler, clean = all_were_sent },
+
+  { name = "udp:send", shared = true, unseen = true, result = sent_datagram,
+    new = function(o)
+      new_full_receiver(o)
+      assert(o.sock:connect(o.name))
+    end,
+    wait = function(o) return o.sock:send "datagram" end,
+    free = take_filler, undo = take_filler, clean = all_were_sent },
+
+  in_pool { name = "udp:sendto with a name", shared = true,
+    new = function(o)
+      o.sent, o.left = 0, 0
+      o.sock, o.peer = aio.udp(), assert(aio.udp { timeout = 0 }:bind("127.0.0.1", 0))
+      o.port = select(2, o.peer:getsockname())
+    end,
+    wait = function(o) return o.sock:sendto("datagram", "localhost", o.port) end,
+    result = sent_datagram, clean = all_were_sent },
 
   { name = "mutex:lock", new = new_mutex, result = yes, shared = true,
     wait = function(o) return o.lock:lock() end,
