@@ -1,8 +1,15 @@
 -- SPDX-License-Identifier: MIT
 -- The rows of the table: one program per row and column, what each prints, and the goals.
 
--- In a figure `limit`, `luv`, `cqueues`: the least ratio of that column to aioloop; `max`: the most aioloop may show.
--- In a row `<column>`: its program and arguments, where they are not the row's name; `one_cpu`: all threads on one.
+-- In a figure `limit`, `luv`, `cqueues`: the least ratio of that column to aioloop; `max`: the most aioloop may show;
+-- `from`: under which name a column prints it, where that is another.
+-- In a row `<column>`: its program and arguments, where they are not the row's name; `one_cpu`: all threads on one;
+-- `needs`: the package without which there is no such row.
+
+local function peers(name)
+  return {limit = name, luv = name, cqueues = name, node = name}
+end
+
 return {
   {name = "bh",
     {"bh_chain", "one-shot BH, chained", limit = 0.80, luv = 2.5, cqueues = 8},
@@ -37,11 +44,25 @@ return {
     {"pingpong_1", "fd ping-pong, 1 pair", limit = 0.88, luv = 1.15, cqueues = 1.6},
     {"pingpong_1000", "fd ping-pong, 1,000 pairs", limit = 0.80, luv = 1.15, cqueues = 1.6}},
   {name = "echo", one_cpu = true,
-    {"echo_50", "TCP echo 64 B, 50 conns, CPU", limit = 0.91, luv = 1.07, cqueues = 1.43},
-    {"echo_500", "TCP echo 64 B, 500 conns, CPU", limit = 0.91, luv = 1.07, cqueues = 1.43},
-    {"echo_16k", "TCP echo 16 KiB, 50 conns, CPU", limit = 0.87, luv = 1.04},
-    {"echo_50_buffer", "TCP echo 64 B, 50, buffers"},
-    {"echo_16k_buffer", "TCP echo 16 KiB, 50, buffers"}},
+    {"echo_50", "TCP echo 64 B, 50 conns", limit = 0.91, luv = 1.07, cqueues = 1.43},
+    {"echo_500", "TCP echo 64 B, 500 conns", limit = 0.91, luv = 1.07, cqueues = 1.43},
+    {"echo_16k", "TCP echo 16 KiB, 50 conns"},
+    {"echo_50_buffer", "TCP echo 64 B, 50, buffers", from = peers "echo_50"},
+    {"echo_500_buffer", "TCP echo 64 B, 500, buffers", from = peers "echo_500"},
+    {"echo_16k_buffer", "TCP echo 16 KiB, 50, buffers", from = peers "echo_16k", limit = 0.87, luv = 1.04},
+    {"echo_50_callback", "TCP echo 64 B, 50, callbacks", from = peers "echo_50", limit = 0.94, luv = 1.07,
+     cqueues = 1.43},
+    {"echo_500_callback", "TCP echo 64 B, 500, callbacks", from = peers "echo_500", limit = 0.94, luv = 1.07,
+     cqueues = 1.43},
+    {"echo_16k_callback", "TCP echo 16 KiB, 50, callbacks", from = peers "echo_16k", limit = 0.89, luv = 1.04}},
+  {name = "latency", one_cpu = true, aioloop = "echo latency", limit = "echo latency", luv = "echo latency",
+   cqueues = "echo latency", node = "echo latency",
+    {"latency", "TCP echo, 1 conn, round trip, p50", limit = 2.38, luv = 2.38},
+    {"latency_spin", "the same, limit spinning", from = {aioloop = "latency", limit = "latency_spinning"}}},
+  {name = "http", one_cpu = true, needs = "wrk",
+    {"http", "HTTP hello, coroutines", limit = 0.93, luv = 1},
+    {"http_callback", "HTTP hello, callbacks", from = peers "http", limit = 0.93, luv = 1},
+    {"http_module", "HTTP hello, node's http module", from = {aioloop = "http"}}},
   {name = "pool_c", one_cpu = true,
     {"pool_256", "pool job in C, 256 in flight", limit = 0.35},
     {"pool_1", "pool job in C, 1 in flight", limit = 0.75}},
@@ -71,6 +92,8 @@ return {
     {"file_buffer_32", "O_DIRECT threads, buffer, 32"}},
   {name = "mem_co",
     {"mem_co", "bytes per sleeping coroutine", max = 1290}},
+  {name = "mem_conn",
+    {"mem_conn", "bytes per idle conn + coroutine", max = 1480}},
   {name = "mem_timer",
     {"mem_timer", "bytes per armed timer", max = 160}},
   {name = "require",
