@@ -26,7 +26,7 @@ function http.measure(serve, name)
     local counted = tonumber(said:match("\nfine (%d+)\n"))
     pipe:close()
     if not counted or served < counted or served > counted + http.connections then
-      error(("%d requests served, wrk says: %s"):format(served, said))
+      error(("%d requests served, wrk says: %s"):format(served, said:match("([^\n]*)\n*$")))
     elseif load[2] == "" then
       measure.report(name, span, served)
     end

@@ -40,7 +40,7 @@ function load(port, seconds, more) {
     exec(`${process.env.BENCH_WRK} -d${seconds}s http://127.0.0.1:${port}/ ${more}`, (error, said) => {
       const counted = Number((/\nfine (\d+)\n/.exec(said) || [])[1]);
       if (error || !(served >= counted && served <= counted + connections))
-        reject(error || new Error(`${served} requests served, wrk says: ${said}`));
+        reject(error || new Error(`${served} requests served, wrk says: ${said.trimEnd().split("\n").pop()}`));
       else
         resolve(counted);
     });
