@@ -34,6 +34,7 @@ local function serve(load)
     for _ = 0, http.connections do
       local stream = assert(server:accept {nodelay = true})
       stream:setmode("b", "bn")
+      stream:onerror(function(_, _, code) return code end) -- wrk ends by resets
       loop:wrap(attend, stream)
     end
   end)
