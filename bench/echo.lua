@@ -23,17 +23,16 @@ function echo.start(port, load)
   return start(("client %d %d %d %d"):format(port, load[2], load[3], load[4]))
 end
 
--- Calls serve(load) for each, or the first `count`; it returns the client when all connections have been closed again.
-function echo.measure(serve, suffix, count)
-  for i = 1, count or #echo.loads do
-    local load = echo.loads[i]
+-- Calls serve(load) for each; it returns the client when all connections have been closed again.
+function echo.measure(serve)
+  for _, load in ipairs(echo.loads) do
     collectgarbage()
     local before = os.clock()
     local pipe = serve(load)
     local span = (os.clock() - before) * 1e9
     measure.expect(pipe:read("a"), "fine\n", "client")
     pipe:close()
-    measure.report(load[1] .. (suffix or ""), span, load[4])
+    measure.report(load[1], span, load[4])
   end
 end
 

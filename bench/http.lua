@@ -16,7 +16,7 @@ end
 -- Calls serve(load), which returns wrk and the number of requests when all connections have been closed again: wrk
 -- opens one to see whether there is a server, closes it, and then opens those that it uses. First all answers are
 -- looked at.
-function http.measure(serve, name)
+function http.measure(serve)
   for _, load in ipairs {{1, "-- check"}, {2, ""}} do
     collectgarbage()
     local before = os.clock()
@@ -28,7 +28,7 @@ function http.measure(serve, name)
     if not counted or served < counted or served > counted + http.connections then
       error(("%d requests served, wrk says: %s"):format(served, said:match("([^\n]*)\n*$")))
     elseif load[2] == "" then
-      measure.report(name, span, served)
+      measure.report("http", span, served)
     end
   end
 end

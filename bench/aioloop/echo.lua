@@ -1,6 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- TCP echo with a coroutine for each connection: what was read as a string, and into a buffer of the connection's own;
--- and with a callback for each. `echo.lua latency`: one connection, served by a coroutine, with adaptive polling.
+-- TCP echo: with a coroutine for each connection, which reads strings, or into a buffer of its own; or with a callback
+-- for each. echo.lua strings|buffers|callbacks, or latency: one connection, a coroutine, adaptive polling.
 
 local echo = require "echo"
 local aio = require "aioloop"
@@ -74,7 +74,5 @@ if arg[1] == "latency" then
   aio.default():set_polling {max_ns = 200000}
   echo.measure_latency(tasks(strings))
 else
-  echo.measure(tasks(strings))
-  echo.measure(tasks(buffers), "_buffer")
-  echo.measure(callbacks, "_callback")
+  echo.measure(({strings = tasks(strings), buffers = tasks(buffers), callbacks = callbacks})[arg[1]])
 end

@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- HTTP with a parser that only looks for the end of the head: a coroutine for each connection, and a callback for each.
+-- HTTP with a parser that only looks for the end of the head: with a coroutine for each connection, or a callback.
+-- http.lua tasks|callbacks
 
 local http = require "http"
 local aio = require "aioloop"
@@ -58,5 +59,4 @@ local function callbacks(load)
   return client, served
 end
 
-http.measure(tasks, "http")
-http.measure(callbacks, "http_callback")
+http.measure(({tasks = tasks, callbacks = callbacks})[arg[1]])

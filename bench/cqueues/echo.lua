@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
--- TCP echo with cqueues' coroutines; the large messages are too much for this one. `echo.lua latency`: one connection.
+-- TCP echo with cqueues' coroutines. `echo.lua latency`: one connection.
 
 local echo = require "echo"
 local cqueues = require "cqueues"
@@ -33,5 +33,5 @@ end
 if arg[1] == "latency" then
   echo.measure_latency(serve)
 else
-  echo.measure(serve, "", 2)
+  echo.measure(serve)
 end

@@ -43,4 +43,4 @@ local function serve(load)
   return client, served
 end
 
-http.measure(serve, "http")
+http.measure(serve)

@@ -42,4 +42,4 @@ local function serve(load)
   return client, served
 end
 
-http.measure(serve, "http")
+http.measure(serve)
