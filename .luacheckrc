@@ -2,6 +2,7 @@ std = "lua54"
 self = false
 max_line_length = 120
 exclude_files = { "build*", "bench/build" }
+files["bench/wrk.lua"] = { std = "luajit", globals = { "setup", "init", "done", "response", "bad" } }
 files["spec"] = { std = "+busted" }
 files[".busted"] = { std = "min" }
 

@@ -60,4 +60,9 @@ function measure.data()
   return path, marks, offset
 end
 
+-- So that the next reads come from the disk; an error where the file system is in memory.
+function measure.out_of_cache(path)
+  require "limit_cache" (path)
+end
+
 return measure

@@ -1,11 +1,11 @@
 -- SPDX-License-Identifier: MIT
 -- Reads of 4 KiB through aioloop, by 1 task and by 32, into strings and into a buffer per task:
--- file.lua [engine [direct]]
+-- file.lua [engine [direct|cold]]
 
 local measure = require "measure"
 local aio = require "aioloop"
 local path, marks, size = measure.data()
-local engine, direct = arg[1], arg[2] == "direct"
+local engine, direct, cold = arg[1] ~= "auto" and arg[1], arg[2] == "direct", arg[2] == "cold"
 
 local function check(first, last, offset)
   if first ~= marks[offset] or last ~= marks[offset] then
@@ -24,7 +24,7 @@ local function read_buffer(file, offset, buffer)
 end
 
 local function open()
-  local file = assert(aio.open(path, "r", {engine = engine, direct = direct}))
+  local file = assert(aio.open(path, "r", {engine = engine or nil, direct = direct}))
   if engine then
     measure.expect(file:engine(), engine, "engine")
   end
@@ -43,6 +43,7 @@ local function reads(count, depth, read)
         ended = ended + 1
       end
     end
+    if cold then measure.out_of_cache(path) end
     local begin = aio.now_ns()
     for i = 1, depth do
       tasks[i] = aio.spawn(reader)
@@ -58,7 +59,7 @@ local function reads(count, depth, read)
   return span
 end
 
-local count = direct and 5000 or 100000
+local count = (direct or cold) and 5000 or 100000
 reads(1000, 32, read_string)
 if not direct then
   measure.report("file_1", reads(count, 1, read_string), count)

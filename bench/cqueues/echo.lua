@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
--- TCP echo with cqueues' coroutines; the large messages are too much for this one.
+-- TCP echo with cqueues' coroutines. `echo.lua latency`: one connection.
 
 local echo = require "echo"
 local cqueues = require "cqueues"
@@ -30,4 +30,8 @@ local function serve(load)
   return client
 end
 
-echo.measure(serve, "", 2)
+if arg[1] == "latency" then
+  echo.measure_latency(serve)
+else
+  echo.measure(serve)
+end

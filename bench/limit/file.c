@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The limit of file reads of 4 KiB, no Lua: file pread|io_uring [direct], from the file $BENCH_DATA.
+/* The limit of file reads of 4 KiB, no Lua: file pread|io_uring [direct|cold], from the file $BENCH_DATA.
  *
  * Way:  report -> pread_loop, one read after the other, or uring_loop: submit and wait -> each that is over begins the next
  * Keep: offsets are drawn as measure.lua draws them; every page must say where it was read from. */
@@ -13,9 +13,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../cache.h"
+
 enum { PAGE = 4096, MAX_DEPTH = 32 };
 
-static int fd;
+static int fd, cold;
 static int64_t pages;
 static uint32_t x;
 static char *buffers; /* aligned, for O_DIRECT */
@@ -94,6 +96,11 @@ static void uring_loop(long count, int depth)
 /* C has no strings to make: both variants of the row stand beside the same figure. */
 static void report(void loop(long, int), long count, int depth)
 {
+	const char *why = cold ? cache_drop(getenv("BENCH_DATA")) : NULL;
+	if (why) {
+		fprintf(stderr, "%s\n", why);
+		exit(1);
+	}
 	x = 12345;
 	double begin = now_ns();
 	loop(count, depth);
@@ -117,10 +124,11 @@ static void open_data(int flags)
 int main(int argc, char **argv)
 {
 	int direct = argc > 2 && strcmp(argv[2], "direct") == 0;
+	cold = argc > 2 && strcmp(argv[2], "cold") == 0;
 	void (*loop)(long, int) = argc > 1 && strcmp(argv[1], "io_uring") == 0 ? uring_loop : pread_loop;
 	open_data(direct ? O_DIRECT : 0);
 	if (!direct)
-		report(loop, 200000, 1);
-	report(loop, direct ? 5000 : 200000, MAX_DEPTH);
+		report(loop, cold ? 5000 : 200000, 1);
+	report(loop, direct || cold ? 5000 : 200000, MAX_DEPTH);
 	return 0;
 }

@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
--- TCP echo with luv's callbacks; try_write is its fastest way out.
+-- TCP echo with luv's callbacks; try_write is its fastest way out. `echo.lua latency`: one connection.
 
 local echo = require "echo"
 local uv = require "luv"
@@ -28,4 +28,8 @@ local function serve(load)
   return client
 end
 
-echo.measure(serve)
+if arg[1] == "latency" then
+  echo.measure_latency(serve)
+else
+  echo.measure(serve)
+end

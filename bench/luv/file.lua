@@ -1,9 +1,11 @@
 -- SPDX-License-Identifier: MIT
 -- Reads of 4 KiB with luv, each callback begins the next: 1 in flight, and 32. It has no buffers to read into.
+-- file.lua [cold]
 
 local measure = require "measure"
 local uv = require "luv"
 local path, marks, size = measure.data()
+local cold <const> = arg[1] == "cold"
 
 local function check(data, offset)
   if data:sub(1, 8) ~= marks[offset] or data:sub(-8) ~= marks[offset] then
@@ -25,6 +27,7 @@ local function reads(count, depth)
       end
     end))
   end
+  if cold then measure.out_of_cache(path) end
   local begin = uv.hrtime()
   for _ = 1, depth do
     read()
@@ -37,5 +40,6 @@ local function reads(count, depth)
 end
 
 reads(1000, 32)
-measure.report("file_1", reads(30000, 1), 30000)
-measure.report("file_32", reads(100000, 32), 100000)
+local few <const>, many <const> = cold and 5000 or 30000, cold and 5000 or 100000
+measure.report("file_1", reads(few, 1), few)
+measure.report("file_32", reads(many, 32), many)

@@ -72,6 +72,13 @@ LTask *aioL_waiter(lua_State *L, LContext *c) {
   return NULL;
 }
 
+/* Whether a task can wait without more ado: it is not cancelled, and runs neither in a scope nor in a wrapped coroutine.
+ * Most do: what would find out why not need not be asked. */
+static bool may_wait(lua_State *L, const LTask *t) {
+  const LFlow *flow = t && t->ties ? &t->ties->flow : NULL;
+  return t && t->L == L && !t->cancelled && (!flow || (!flow->scopes && !flow->wrap)) && lua_isyieldable(L);
+}
+
 /* ---- cancelled before it waits ---- */
 
 static int raise_later(lua_State *L, int status, lua_KContext ctx) {
@@ -137,7 +144,10 @@ static void checkpoint(lua_State *L, LRuntime *rt) {
 void aioL_checkpoint(lua_State *L) { checkpoint(L, aioL_runtime(L)); }
 
 LContext *aioL_waits_in(lua_State *L) {
-  LContext *c = aioL_current(L);
+  const LRuntime *rt = aioL_runtime(L);
+  LContext *c = rt->current;
+  if (c && !c->closed && may_wait(L, rt->task)) return c;
+  c = aioL_current(L);
   checkpoint(L, c->rt);
   aioL_waiter(L, c);
   aioL_check_open(L, c);
@@ -155,9 +165,12 @@ int aioL_eof(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "eof"),
 static void on_timeout(void *opaque) { aioL_take(opaque, L_TIMEOUT, 0); }
 
 LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
-  LTask *t = aioL_waiter(L, c);
+  LTask *t = c->rt->task;
   LTicket *tk;
-  if (!ops->immune) check_cancel(L, c, t);
+  if (!may_wait(L, t)) {
+    t = aioL_waiter(L, c);
+    if (!ops->immune) check_cancel(L, c, t);
+  }
   if (t) {
     aioL_check_open(L, t->c);
     tk = &t->ticket;

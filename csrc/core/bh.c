@@ -2,7 +2,7 @@
  * Bottom halves: callbacks that run once in the home thread's next turn, in the order in which they were scheduled.
  *
  * Way      home thread:   aio_bh_schedule -> enqueue -> `ready` -> aio__bhs_run -> fn
- *          other threads: aio_bh_schedule -> push -> `incoming` -> take_incoming -> `ready`
+ *          other threads: aio_bh_schedule -> push -> `incoming` (the first also tells) -> take_incoming -> `ready`
  * Threads  schedule and oneshot: any, wait-free. The rest: home.
  * Owner    the caller, except for one-shots, which are freed before their function is called.
  * Keep     BH_PENDING: in a list or on the way into one; whoever sets it links the BH. Flags are cleared before fn is
@@ -68,6 +68,8 @@ static void push(AioContext *ctx, AioBH *bh) {
   atomic_store_explicit(&bh->pushed, &being_pushed, memory_order_relaxed);
   AioBH *below = atomic_exchange_explicit(&ctx->incoming, bh, memory_order_acq_rel);
   atomic_store_explicit(&bh->pushed, below, memory_order_release);
+  /* The home thread takes all that is there together: the first tells it, and it cannot fall asleep over what is there. */
+  if (!below) aio__published(ctx);
 }
 
 static AioBH *pushed_below(AioBH *bh) {
@@ -119,8 +121,10 @@ static void schedule_home(AioContext *ctx, AioBH *bh) {
 
 static void schedule_foreign(AioContext *ctx, AioBH *bh) {
   unsigned old = set_flags(bh, BH_PENDING | BH_SCHEDULED);
-  if (!(old & BH_PENDING)) push(ctx, bh);
-  if (!(old & BH_SCHEDULED)) aio__published(ctx);
+  if (!(old & BH_PENDING))
+    push(ctx, bh);
+  else if (!(old & BH_SCHEDULED))
+    aio__published(ctx); /* it is in a list, idle or taken back */
 }
 
 void aio_bh_schedule(AioBH *bh) {
@@ -305,7 +309,6 @@ int aio_co_schedule(AioCo *co, const char *who) {
     enqueue(ctx, &co->bh);
   } else {
     push(ctx, &co->bh);
-    aio__published(ctx);
   }
   return 0;
 }

@@ -6,7 +6,8 @@
  * Threads  aio_notify, aio__published and aio_notifier_set: any. The rest: home.
  * Keep     the two fences pair with one another: of producer and waiter at least one sees what the other wrote.
  *          Accept comes before processing, so what arrives later finds the eventfd clear. A producer never skips its
- *          write because `notified` is set already: that flag may be about to be cleared. doc/model checks this. */
+ *          write because `notified` is set already: that flag may be about to be cleared; only who pushes a BH on top of others
+ *          leaves it to the first of them (bh.c). doc/model checks this. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>

@@ -9,9 +9,9 @@
  *             itself and has not accepted since.
  *
  * label                    C function
- * publish                  aio_bh_schedule from another thread: push                   csrc/core/bh.c
+ * publish                  aio_bh_schedule from another thread: push; `first`: it found nothing there  csrc/core/bh.c
  * publish_bare             the caller's change, then aio_notify: set `notified`        csrc/core/notify.c
- * tell, tell_look          aio__published: fence, read `notify_me`                     csrc/core/notify.c
+ * tell, tell_look          aio__published, unless others were there: fence, read `notify_me`  csrc/core/bh.c, notify.c
  * turn, unannounced        aio_poll, where aio__spin hit or the timeout is 0           csrc/core/context.c, polling.c
  * announce, announce_fence sleep_announced: aio__announce (pairs with tell)            csrc/core/context.c, notify.c
  * look, asleep_here        sleep_announced: aio__work_seen, aio__fds_wait              csrc/core/context.c
@@ -35,6 +35,7 @@
  *   3 accept after handling (aio_poll)                         8 accept without a fence behind it (TSO, aio_poll)
  *   4 announce after looking                                   9 an unannounced poll leaves `notified` set (aio_poll)
  *   5 producer marks its write in `notified`, and skips the write when it finds it marked
+ *  10 producer looks whether it is the first, and then pushes
  */
 #ifndef NPROD
 #define NPROD 2         /* 1 to 3: see drain */
@@ -162,18 +163,28 @@ inline see_change()     { d_step { handled = handled + change; change = 0 } }
 proctype producer(byte me)
 {
     byte sent;
-    bool bare;
+    bool bare, first;
 
     do
     :: sent < NMSG ->
         sent++;
         if
         :: bare = false;
+#if BUG == 10
+            first = !work;
 publish:    store(me, PUSH)
+#else
+publish:    atomic { fence(me) -> first = !work; commit(PUSH) }   /* an exchange */
+#endif
         :: bare = true;
+            first = true;
 publish_bare:
             store(me, CHANGE);
             store(me, SET)
+        fi;
+        if
+        :: first
+        :: else -> goto told
         fi;
 tell:
 #if BUG != 2
@@ -192,7 +203,9 @@ tell_look:
 #endif
         :: else
         fi;
-        bare = false
+told:
+        bare = false;
+        first = false
     :: else -> break
     od
 }

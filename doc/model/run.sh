@@ -52,5 +52,7 @@ run assertion   '6 prepare counted, GSource'            -DBUG=6 -DGSOURCE
 run not-at-rest '7 non-blocking swallows, GSource'      -DBUG=7 -DGSOURCE
 run not-at-rest '8 accept unfenced, aio_poll, TSO'      -DBUG=8 -DTSO
 run not-at-rest '9 notified never cleared, aio_poll'    -DBUG=9
+run not-at-rest '10 first by a look, aio_poll'          -DBUG=10
+run not-at-rest '10 first by a look, GSource'           -DBUG=10 -DGSOURCE
 
 exit $bad

@@ -257,6 +257,11 @@ static void *shoot_often(void *opaque) {
   return NULL;
 }
 
+static void *schedule_it(void *opaque) {
+  aio_bh_schedule(opaque);
+  return NULL;
+}
+
 static void let_another_thread_schedule(void *opaque) {
   long before = atomic_load(&writes);
   pthread_join(start(shoot_often, opaque), NULL);
@@ -292,6 +297,36 @@ static void does_not_swallow(Loop *l) {
   }
 }
 
+/* The home thread takes all that has come together: the first to come tells it. */
+static void told_once_for_all_that_come_together(Loop *l) {
+  Baton b = {.ctx = l->ctx, .times = 1000};
+  CHECK(aio_context_pollfd(l->ctx) >= 0); /* from now on there is always somebody to be told */
+  for (int i = 0; i < 3; i++) {
+    uint64_t before = runs(l);
+    long written = atomic_load(&writes);
+    pthread_join(start(shoot_often, &b), NULL);
+    CHECK_EQ(atomic_load(&writes), written + 1);
+    turn(l, AIO_FOREVER);
+    CHECK_EQ(runs(l), before + 1000);
+    turn(l, 0);
+  }
+}
+
+/* An idle BH is in a list already: who schedules it finds nothing to push. */
+static void told_of_an_idle_one_too(Loop *l) {
+  AioBH bh;
+  aio_bh_init(&bh, l->ctx, note, "");
+  CHECK(aio_context_pollfd(l->ctx) >= 0);
+  aio_bh_schedule_idle(&bh);
+  long written = atomic_load(&writes);
+  pthread_join(start(schedule_it, &bh), NULL);
+  CHECK_EQ(atomic_load(&writes), written + 1);
+  uint64_t before = runs(l);
+  turn(l, 0);
+  CHECK_EQ(runs(l), before + 1);
+  aio_bh_close(&bh);
+}
+
 static void works_over_a_pipe(Loop *l) {
   eventfd_fails = ENOSYS;
   loop_close(l);
@@ -314,6 +349,8 @@ static const Test tests[] = {
   TEST(no_notification_is_lost),
   TEST(no_system_call_while_awake),
   TEST(does_not_swallow),
+  TEST(told_once_for_all_that_come_together),
+  TEST(told_of_an_idle_one_too),
   TEST(works_over_a_pipe),
 };
 
