@@ -204,6 +204,14 @@ static int stream_readinto(lua_State *L) {
   return read_direct(L, s, &into_ops);
 }
 
+/*** How many bytes have arrived and were not taken, because `read` needed more. `readsome` returns them at once.
+@function stream:buffered
+@treturn integer 0 also of a stream that is closed */
+static int stream_buffered(lua_State *L) {
+  const LStream *s = aioL_check(L, 1, L_STREAM);
+  return lua_pushinteger(L, (lua_Integer)aio_input_size(&s->s.in)), 1;
+}
+
 /* ---- pieces ---- */
 
 /* 1: all are there; 0: more must come; -ENODATA, -EMSGSIZE, -errno: why there is no more than those found. */
@@ -345,4 +353,5 @@ static int stream_read(lua_State *L) {
   return wait_for(L, c, s, &read_ops);
 }
 
-const luaL_Reg aioL_read_methods[] = {{"read", stream_read}, {"readsome", stream_readsome}, {"readinto", stream_readinto}, {NULL, NULL}};
+const luaL_Reg aioL_read_methods[] = {{"read", stream_read}, {"readsome", stream_readsome}, {"readinto", stream_readinto},
+  {"buffered", stream_buffered}, {NULL, NULL}};
