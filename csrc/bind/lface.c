@@ -42,8 +42,8 @@ static int with_address(lua_State *L, int (*call)(int fd, const AioSockaddr *a))
 static int face_bind(lua_State *L) { return with_address(L, aio_socket_bind); }
 static int face_begin(lua_State *L) { return aioL_waits_in(L), with_address(L, aio_socket_begin); }
 
-/* may_wait(): raises where waiting is impossible, or cancelled */
-static int face_may_wait(lua_State *L) { return aioL_waits_in(L), 0; }
+/* may_try() -> boolean: false when it is time to let others run. Raises where waiting is impossible, or cancelled. */
+static int face_may_try(lua_State *L) { return lua_pushboolean(L, aio_may_try(aioL_waits_in(L)->core)), 1; }
 
 static int check_fd(lua_State *L) { /* [-0, +0, v] */
   lua_Integer fd = luaL_checkinteger(L, 1);
@@ -108,7 +108,7 @@ static int face_getoption(lua_State *L) {
 static int mod_sockets(lua_State *L) {
   static const luaL_Reg functions[] = {{"make", face_make}, {"bind", face_bind}, {"begin", face_begin},
     {"connected", aioL_write_connected}, {"hear", aioL_server_hear}, {"shutdown", face_shutdown}, {"hostname", face_hostname},
-    {"may_wait", face_may_wait}, {"kind", face_kind}, {"setoption", face_setoption}, {"getoption", face_getoption}, {"ready", aioL_select_ready},
+    {"may_try", face_may_try}, {"kind", face_kind}, {"setoption", face_setoption}, {"getoption", face_getoption}, {"ready", aioL_select_ready},
     {"wait_any", aioL_select_wait}, {"closing", aioL_select_closing}, {NULL, NULL}};
   lua_newtable(L);
   aioL_functions(L, aioL_runtime(L), functions);

@@ -44,7 +44,7 @@ function M.new(face)
     package = setmetatable({ loaded = setmetatable(loaded, { __index = own }) }, { __index = package }),
     coroutine = require "aioloop.socket_coroutine",
   }, { __index = _G, __newindex = _G })
-  env._G = env
+  rawset(env, "_G", env) -- what it sets otherwise goes to the globals of all
 
   return require_with_face, own
 end

@@ -88,6 +88,7 @@ local function select(readers, writers, timeout)
   if timeout and timeout < 0 then timeout = nil end
   local deadline = timeout and core.now() + timeout
   local entries = list_entries(readers, writers)
+  if not raw.may_try() then core.yield() end -- who always finds something lets others have a turn
   while true do
     local any, got, fds, wants = look(entries)
     if any then return results(entries, got) end

@@ -37,7 +37,8 @@ local function set_role(self, role) setmetatable(self, classes[self.kind][role])
 local function check_role(self, role, name)
   local is = roles[getmetatable(self)]
   if is == role or is and role == "any" then return end
-  error(("bad argument #1 to '%s' (tcp{%s} expected)"):format(name, role), 3)
+  local kind = is and self.class:match "^%a+" or "tcp"
+  error(("bad argument #1 to '%s' (%s{%s} expected)"):format(name, kind, role), 3)
 end
 
 local function fd_of(self) return self.io and self.io:getfd() or -1 end
@@ -59,6 +60,11 @@ end
 
 local function give_way(limit)
   if limit == 0 then core.yield() end
+end
+
+-- Sees to it that a call without time finds what is there, and that who always finds something lets others run.
+local function prepare(limit)
+  if limit == 0 and not raw.may_try() then core.yield() end
 end
 
 function methods:settimeout(value, mode)
@@ -93,6 +99,7 @@ end
 
 local function read(self, format)
   local stream, limit = self.io, limit_of(self)
+  prepare(limit)
   stream:settimeout(limit)
   local data, why, errno = stream:read(format)
   if data then
@@ -153,6 +160,7 @@ function methods:send(data, i, j)
   local at, last = range(#data, check_number(i, 3, "send", 1) // 1 | 0, check_number(j, 4, "send", -1) // 1 | 0)
   local stream, limit = self.io, limit_of(self)
   local deadline = limit and limit > 0 and now() + limit or nil
+  prepare(limit)
   stream:settimeout(limit)
   while at <= last do
     local n, why, errno = stream:writesome(data, at, last)

@@ -9,7 +9,6 @@ local names = require "aioloop.socket_dns"
 
 local raw <const> = core.sockets()
 local READ <const>, WRITE <const> = 1, 2
-local ROUNDS <const> = 32 -- who always finds something lets others have a turn
 
 local M, classes, makers = {}, {}, {}
 
@@ -42,29 +41,18 @@ local function limit_of(self)
   return total >= 0 and total < block and total or block
 end
 
-local function take_turns(self)
-  self.rounds = self.rounds + 1
-  if self.rounds < ROUNDS then return end
-  self.rounds = 0
-  core.yield()
-end
-
 local function insist(self, want, method, ...)
   local udp, limit = self.udp, limit_of(self)
   local deadline = limit and core.now() + limit
   while true do
-    raw.may_wait()
+    if not raw.may_try() then core.yield() end -- who always finds something lets others have a turn
     local fd = udp:getfd() // 1 | 0
     if fd < 0 then return nil, "closed" end
     local results = table.pack(method(udp, ...))
-    if results[1] ~= nil or results[2] ~= "timeout" then
-      take_turns(self)
-      return table.unpack(results, 1, results.n)
-    end
+    if results[1] ~= nil or results[2] ~= "timeout" then return table.unpack(results, 1, results.n) end
     local left = deadline and math.max(deadline - core.now(), 0)
     if limit == 0 then core.yield() end
     if left == 0 then return nil, "timeout" end
-    self.rounds = 0
     local ok, why = raw.wait_any({ fd }, { want }, left)
     if not ok and why ~= "timeout" then return nil, why end
   end
@@ -148,7 +136,7 @@ local Datagrams <const> = make_class()
 local function wrap(kind, udp, why)
   if not udp then return nil, why end
   udp:settimeout(0)
-  return setmetatable({ kind = kind, udp = udp, block = -1, total = -1, rounds = 0 }, Datagrams)
+  return setmetatable({ kind = kind, udp = udp, block = -1, total = -1 }, Datagrams)
 end
 
 --- Sockets of datagrams, as LuaSocket's udp, udp4, udp6 and socket.unix.dgram make them.
