@@ -195,6 +195,9 @@ end
 
 -- ---- connecting -------------------------------------------------------------------------------------------------
 
+-- A port or a service; arithmetic may have made the port a float.
+local function check_port(port, i, who) return check_string(math.tointeger(port) or port, i, who) end
+
 -- One address, or path: true; or nil, why.
 local function connect_one(self, limit, deadline, name, port)
   local io = self.io
@@ -237,7 +240,7 @@ local function suit(self, family)
 end
 
 local function connect_tcp(self, host, port)
-  host, port = check_string(host, 2, "connect"), check_string(port, 3, "connect")
+  host, port = check_string(host, 2, "connect"), check_port(port, 3, "connect")
   local limit = limit_of(self)
   local deadline = limit and limit > 0 and now() + limit or nil
   local list, why = resolve(self, host, port, limit)
@@ -275,7 +278,7 @@ end
 -- ---- serving ----------------------------------------------------------------------------------------------------
 
 local function bind_tcp(self, host, port)
-  host, port = check_string(host, 2, "bind"), check_string(port, 3, "bind")
+  host, port = check_string(host, 2, "bind"), check_port(port, 3, "bind")
   local list, why = resolve(self, host ~= "*" and host or nil, port, nil, true)
   local ok, errno
   for _, a in ipairs(list or {}) do
