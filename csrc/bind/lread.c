@@ -103,8 +103,11 @@ static LStream *check_reader(lua_State *L) { /* [-0, +0, v] */
   return s;
 }
 
-/* Whether to read before waiting. */
-static bool may_try(const LStream *s, LContext *c) { return (!s->s.drained || s->timeout <= 0) && aio_may_try(c->core); }
+/* Whether to read before waiting; who does not wait tries at least once. */
+static bool may_try(const LStream *s, LContext *c, bool again) {
+  if (s->timeout <= 0) return !again || aio_may_try(c->core);
+  return !s->s.drained && aio_may_try(c->core);
+}
 
 static int ended(lua_State *L, int rc) { /* [-0, +2 or 3, m] */
   if (rc == 0 || rc == -ENODATA) return aioL_eof(L);
@@ -160,7 +163,7 @@ static int direct(lua_State *L, LStream *s) { /* [-0, +n, v] 0: nothing is there
 static int read_direct(lua_State *L, LStream *s, const LWaitOps *ops) {
   LContext *c = aioL_waits_in(L);
   if (s->s.fd < 0) return aioL_closed(L);
-  int n = aio_input_size(&s->s.in) || s->s.eof || s->s.error || may_try(s, c) ? direct(L, s) : 0;
+  int n = aio_input_size(&s->s.in) || s->s.eof || s->s.error || may_try(s, c, false) ? direct(L, s) : 0;
   if (n) return n;
   if (s->timeout <= 0) return aioL_timed_out(L);
   return wait_for(L, c, s, ops);
@@ -342,7 +345,7 @@ static int stream_read(lua_State *L) {
   if (s->reader) return luaL_error(L, "another task is reading from the stream");
   check_formats(L, s);
   int code;
-  while ((code = look(s)) == 0 && may_try(s, c)) {
+  for (bool again = false; (code = look(s)) == 0 && may_try(s, c, again); again = true) {
     int64_t n = aio_stream_fill(&s->s, missing(s));
     s->uses++;
     if (n == -ENOMEM && !s->s.error) return luaL_error(L, "not enough memory");
