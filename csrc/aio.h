@@ -391,6 +391,7 @@ typedef struct AioResolve {
   const char *host, *service; /* the caller's, until done; NULL: none */
   int family;                 /* AIO_ANY_FAMILY, AIO_INET or AIO_INET6 */
   bool stream, dgram, passive;
+  bool canonical;             /* the canonical name is asked for, too */
   bool numeric;               /* resolve.c */
   int error, system_errno;    /* of getaddrinfo */
   void *list;
@@ -407,6 +408,7 @@ typedef struct AioAddress {
 int aio_resolve(AioContext *ctx, AioResolve *r, AioFn *done);
 /* Walks the answer: *at is NULL at first. false: no more. */
 bool aio_resolve_next(const AioResolve *r, const void **at, AioAddress *out);
+const char *aio_resolve_name(const AioResolve *r); /* canonical; NULL: none */
 const char *aio_resolve_error(const AioResolve *r);
 void aio_resolve_free(AioResolve *r);
 
@@ -484,11 +486,53 @@ void aio_sockaddr_interleave(AioSockaddr *list, unsigned n);
 int aio_socket_name(int fd, bool peer, char text[AIO_NAME_MAX], int *port);
 int aio_socket_listen(AioListener *l, const AioSockaddr *a, const AioSocketOptions *o);
 void aio_socket_unlisten(AioListener *l, bool keep_fd); /* closes it, and removes its path */
+int aio_socket_adopt(AioListener *l, int fd); /* one that listens already, which it makes non-blocking; -EINVAL: it does not */
 /* fd with the listener's options, -EAGAIN: nobody is there, -errno. What befell only the one that was to be accepted is passed over. */
 int aio_socket_accept(int fd);
 void aio_socket_close(int fd); /* an accepted one that nobody wants */
+
+/* ---- sockets step by step ---- */
+
+int aio_socket_make(int family); /* AIO_INET, AIO_INET6, AIO_UNIX: an fd that is not connected, or -errno */
+int aio_socket_bind(int fd, const AioSockaddr *a);
+/* 0: connected; -EINPROGRESS: its outcome is known when it is writable; -EAGAIN: a Unix socket has no room now; -errno. */
+int aio_socket_begin(int fd, const AioSockaddr *a);
+int aio_socket_outcome(int fd); /* 0, -EINPROGRESS, -errno */
+int aio_socket_hear(int fd, int backlog); /* listen(2) */
+int aio_socket_shutdown(int fd, bool reading, bool writing);
+int aio_host_name(char *name, size_t size);
+
+typedef struct AioReady {
+  int fd;
+  unsigned wanted, ready; /* 1 << AIO_READ, 1 << AIO_WRITE */
+} AioReady;
+
+/* Which of these fds are ready now; one that is none is ready for all that was wanted. How many, or -errno. */
+int aio_ready(AioReady *v, unsigned n);
+
+typedef enum AioOptionKind { AIO_OPTION_NONE, AIO_OPTION_BOOL, AIO_OPTION_INT, AIO_OPTION_LINGER, AIO_OPTION_ERROR } AioOptionKind;
+
+AioOptionKind aio_option_kind(const char *name, bool set); /* AIO_OPTION_NONE: there is none that can be read, or set */
+/* LINGER has two values, whether and for how many seconds; ERROR is an errno, and is taken. 0, -errno. */
+int aio_option_get(int fd, const char *name, int value[2]);
+int aio_option_set(int fd, const char *name, const int value[2]);
+
 int aio_socket_pair(int fds[2]);
 int aio_pipe_pair(int fds[2]); /* to read, to write */
+
+enum { AIO_HOST_MAX = 1025, AIO_SERVICE_MAX = 32 };
+
+/* Asks getnameinfo for the name of an address, in the pool; the caller's memory until done. */
+typedef struct AioLookup {
+  AioJob job;
+  AioSockaddr addr;
+  int error, system_errno; /* of getnameinfo */
+  char host[AIO_HOST_MAX], service[AIO_SERVICE_MAX];
+} AioLookup;
+
+/* done(l) will be called in a turn of the context, with l->job.result. 0, or what aio_pool_submit says. */
+int aio_lookup(AioContext *ctx, AioLookup *l, AioFn *done);
+const char *aio_lookup_error(const AioLookup *l);
 
 typedef struct AioConnect AioConnect;
 

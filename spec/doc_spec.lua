@@ -74,10 +74,12 @@ local function described_in(page)
   return described
 end
 
+local constants = { version = true, clock = true, socket = true, BLOCKSIZE = true, class = true }
+
 -- Takes off the list what is there; fails for what nobody described.
 local function seen(described, class, object)
   for name in pairs(object) do
-    if not name:find("^__") and name ~= "version" and name ~= "clock" then
+    if not name:find("^_") and not constants[name] then
       assert.is_true(described[class .. "." .. name], class .. "." .. name .. " is not described")
       described[class .. "." .. name] = nil
     end
@@ -124,6 +126,23 @@ describe("doc/meta/aioloop/testing.lua", function()
   it("describes every function, and no other", function()
     local described = described_in("doc/meta/aioloop/testing.lua")
     seen(described, "testing", require "aioloop.testing")
+    assert.is_nil(next(described))
+  end)
+end)
+
+describe("doc/meta/aioloop/socket.lua", function()
+  it("describes every function and method, and no other", function()
+    local described = described_in("doc/meta/aioloop/socket.lua")
+    local socket = require "aioloop.socket"
+    local face = {}
+    for name, value in pairs(socket) do
+      -- what libraries add is theirs
+      if type(value) == "function" then face[name] = value end
+    end
+    seen(described, "socket", face)
+    seen(described, "dns", socket.dns)
+    seen(described, "object", getmetatable(socket.tcp()).__index)
+    seen(described, "datagrams", getmetatable(socket.udp()).__index)
     assert.is_nil(next(described))
   end)
 end)

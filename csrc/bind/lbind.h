@@ -65,6 +65,7 @@ typedef struct LRuntime {
   AioVClock *vclock;
   struct LPaths *paths;      /* lpool.c */
   struct LArrival *spare_arrival; /* ludp_io.c */
+  AioLink selects;           /* lselect.c: those that wait */
   size_t buffers, buffers_limit; /* lbuffer.c: bytes that buffers hold, and with how many their garbage is collected */
 } LRuntime;
 
@@ -481,7 +482,7 @@ void aioL_member_ended(LContext *c, LTask *t); /* its group takes note */
 typedef void LOpen(lua_State *L, LRuntime *rt, int module); /* [-0, +0, m] the module's functions table is at `module` */
 LOpen aioL_open_context, aioL_open_run /* after the class */, aioL_open_bh, aioL_open_timer, aioL_open_watch, aioL_open_signal,
   aioL_open_pool, aioL_open_resolve, aioL_open_buffer, aioL_open_file, aioL_open_files,
-  aioL_open_streams, aioL_open_server, aioL_open_connect, aioL_open_udps, aioL_open_spawn, aioL_open_wake,
+  aioL_open_streams, aioL_open_sockets, aioL_open_server, aioL_open_connect, aioL_open_udps, aioL_open_spawn, aioL_open_wake,
   aioL_open_task, aioL_open_scope, aioL_open_wrap, aioL_open_sync, aioL_open_condition, aioL_open_queue, aioL_open_group,
   aioL_open_wait, aioL_open_source;
 /* Adds functions that know the runtime to the table on top of the stack. */

@@ -238,6 +238,7 @@ static LRuntime *new_runtime(lua_State *L) { /* [-0, +0, m] */
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
   rt->main = lua_tothread(L, -1);
   lua_pop(L, 1);
+  list_init(&rt->selects);
   rt->vclock = aio_vclock_new();
   if (!rt->vclock) luaL_error(L, "not enough memory");
   rt->anchors = weak_table(L, "v");
@@ -285,6 +286,7 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_files(L, rt, 1);
   aioL_open_streams(L, rt, 1);
   aioL_open_udps(L, rt, 1);
+  aioL_open_sockets(L, rt, 1);
   lua_settop(L, 1);
   return 1;
 }

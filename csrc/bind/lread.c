@@ -103,8 +103,11 @@ static LStream *check_reader(lua_State *L) { /* [-0, +0, v] */
   return s;
 }
 
-/* Whether to read before waiting. */
-static bool may_try(const LStream *s, LContext *c) { return (!s->s.drained || s->timeout <= 0) && aio_may_try(c->core); }
+/* Whether to read before waiting; who does not wait tries at least once. */
+static bool may_try(const LStream *s, LContext *c, bool again) {
+  if (s->timeout <= 0) return !again || aio_may_try(c->core);
+  return !s->s.drained && aio_may_try(c->core);
+}
 
 static int ended(lua_State *L, int rc) { /* [-0, +2 or 3, m] */
   if (rc == 0 || rc == -ENODATA) return aioL_eof(L);
@@ -160,7 +163,7 @@ static int direct(lua_State *L, LStream *s) { /* [-0, +n, v] 0: nothing is there
 static int read_direct(lua_State *L, LStream *s, const LWaitOps *ops) {
   LContext *c = aioL_waits_in(L);
   if (s->s.fd < 0) return aioL_closed(L);
-  int n = aio_input_size(&s->s.in) || s->s.eof || s->s.error || may_try(s, c) ? direct(L, s) : 0;
+  int n = aio_input_size(&s->s.in) || s->s.eof || s->s.error || may_try(s, c, false) ? direct(L, s) : 0;
   if (n) return n;
   if (s->timeout <= 0) return aioL_timed_out(L);
   return wait_for(L, c, s, ops);
@@ -202,6 +205,14 @@ static int stream_readinto(lua_State *L) {
   luaL_argcheck(L, b->cap > 0, 2, "the buffer has no room");
   lua_settop(L, 2);
   return read_direct(L, s, &into_ops);
+}
+
+/*** How many bytes have arrived and were not taken, because `read` needed more. `readsome` returns them at once.
+@function stream:buffered
+@treturn integer 0 also of a stream that is closed */
+static int stream_buffered(lua_State *L) {
+  const LStream *s = aioL_check(L, 1, L_STREAM);
+  return lua_pushinteger(L, (lua_Integer)aio_input_size(&s->s.in)), 1;
 }
 
 /* ---- pieces ---- */
@@ -334,7 +345,7 @@ static int stream_read(lua_State *L) {
   if (s->reader) return luaL_error(L, "another task is reading from the stream");
   check_formats(L, s);
   int code;
-  while ((code = look(s)) == 0 && may_try(s, c)) {
+  for (bool again = false; (code = look(s)) == 0 && may_try(s, c, again); again = true) {
     int64_t n = aio_stream_fill(&s->s, missing(s));
     s->uses++;
     if (n == -ENOMEM && !s->s.error) return luaL_error(L, "not enough memory");
@@ -345,4 +356,5 @@ static int stream_read(lua_State *L) {
   return wait_for(L, c, s, &read_ops);
 }
 
-const luaL_Reg aioL_read_methods[] = {{"read", stream_read}, {"readsome", stream_readsome}, {"readinto", stream_readinto}, {NULL, NULL}};
+const luaL_Reg aioL_read_methods[] = {{"read", stream_read}, {"readsome", stream_readsome}, {"readinto", stream_readinto},
+  {"buffered", stream_buffered}, {NULL, NULL}};

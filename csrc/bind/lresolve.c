@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * aio.getaddrinfo: names to addresses, in the pool.
+ * aio.getaddrinfo and aio.getnameinfo: names to addresses and back, in the pool.
  *
  * Way      getaddrinfo -> aio_resolve -> numeric: results at once; else ticket -> done -> results
- * Owner    an LResolve is malloc'ed with copies of the names, and a flight (lpool.c). */
+ *          getnameinfo -> aio_lookup -> ticket -> named -> name_results
+ * Owner    an LResolve is malloc'ed with copies of the names, and a flight (lpool.c); so is an LLookup. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,6 +44,10 @@ static int make_list(lua_State *L) {
     lua_pushstring(L, a.socktype);
     lua_setfield(L, -2, "socktype");
     lua_rawseti(L, -2, n);
+  }
+  if (lr->r.canonical && aio_resolve_name(&lr->r)) {
+    lua_pushstring(L, aio_resolve_name(&lr->r));
+    lua_setfield(L, -2, "canonname");
   }
   return 1;
 }
@@ -103,7 +108,8 @@ static void check_name(lua_State *L, int idx) {
 @function getaddrinfo
 @tparam string|nil host a name, or an address in numbers, which is answered at once; nil: this host
 @tparam[opt] string|integer service a name or a port
-@tparam[opt] table options family ("inet", "inet6"), socktype ("stream", the default, or "dgram"), passive (boolean)
+@tparam[opt] table options family ("inet", "inet6"), socktype ("stream", the default, or "dgram"), passive (boolean), canonname
+  (boolean: the list has a field of that name)
 @treturn {table,...} of family, addr, port, socktype, in the system's order; or nil, message, code of getaddrinfo */
 static int mod_getaddrinfo(lua_State *L) {
   static const char *const families[] = {"", "inet", "inet6", NULL}, *const types[] = {"", "stream", "dgram", NULL};
@@ -114,6 +120,7 @@ static int mod_getaddrinfo(lua_State *L) {
   if (!lua_isnil(L, 3)) luaL_checktype(L, 3, LUA_TTABLE);
   int family = check_option(L, "family", families), type = check_option(L, "socktype", types);
   bool passive = !lua_isnil(L, 3) && (lua_getfield(L, 3, "passive"), lua_toboolean(L, -1));
+  bool canonical = !lua_isnil(L, 3) && (lua_getfield(L, 3, "canonname"), lua_toboolean(L, -1));
   lua_settop(L, 3);
   LContext *c = aioL_waits_in(L);
   LResolve *lr = new_resolve(L);
@@ -122,6 +129,7 @@ static int mod_getaddrinfo(lua_State *L) {
   lr->r.stream = type != 2;
   lr->r.dgram = type == 2;
   lr->r.passive = passive;
+  lr->r.canonical = canonical;
   aioL_flight_begin(&lr->f, c, cancel, free_resolve);
   LTicket *tk = aioL_ticket(L, c, &resolve_ops);
   int rc = aio_resolve(c->core, &lr->r, done);
@@ -135,8 +143,71 @@ static int mod_getaddrinfo(lua_State *L) {
   return aioL_fail(L, rc);
 }
 
+/* ---- addresses to names ---- */
+
+typedef struct LLookup {
+  LFlight f;
+  AioLookup l;
+} LLookup;
+
+static void free_lookup(LFlight *f) { free(container_of(f, LLookup, f)); }
+static void cancel_lookup(LFlight *f) { aio_pool_cancel(&container_of(f, LLookup, f)->l.job); }
+static void named(void *opaque) { aioL_flight_done(&container_of((AioLookup *)opaque, LLookup, l)->f); }
+
+/* stack: LLookup (light) -> host, service; or nil, message, code */
+static int make_names(lua_State *L) {
+  const LLookup *ll = lua_touserdata(L, 1);
+  if (!ll->l.error) return lua_pushstring(L, ll->l.host), lua_pushstring(L, ll->l.service), 2;
+  luaL_pushfail(L);
+  lua_pushstring(L, aio_lookup_error(&ll->l));
+  return lua_pushinteger(L, ll->l.error), 3;
+}
+
+static int name_results(lua_State *L, LTicket *tk) {
+  if (!tk->op) return aioL_closed(L);
+  LLookup *ll = container_of((LFlight *)tk->op, LLookup, f);
+  int top = lua_gettop(L);
+  luaL_checkstack(L, 4, NULL);
+  lua_pushcfunction(L, make_names);
+  lua_pushlightuserdata(L, ll);
+  int status = lua_pcall(L, 1, LUA_MULTRET, 0);
+  aioL_flight_end(&ll->f);
+  return status == LUA_OK ? lua_gettop(L) - top : lua_error(L);
+}
+
+static const LWaitOps name_ops = {.name = "aio.getnameinfo", .leave = aioL_flight_leave, .results = name_results,
+                                  .revoke = aioL_flight_revoke};
+
+/*** The name of a host.
+@function getnameinfo
+@tparam string addr an address in numbers
+@tparam[opt=0] integer port
+@treturn string a name, or the address, if it has none; or nil, message, code of getnameinfo
+@treturn string the service at that port, or the port */
+static int mod_getnameinfo(lua_State *L) {
+  AioSockaddr a;
+  const char *addr = luaL_checkstring(L, 1);
+  lua_Integer port = luaL_optinteger(L, 2, 0);
+  luaL_argcheck(L, port >= 0 && port <= UINT16_MAX, 2, "a port is an integer from 0 to 65535");
+  luaL_argcheck(L, aio_sockaddr_numeric(&a, addr, (int)port) == 0, 1, "not an address in numbers");
+  LContext *c = aioL_waits_in(L);
+  LLookup *ll = malloc(sizeof *ll);
+  if (!ll) return luaL_error(L, "not enough memory");
+  *ll = (LLookup){.l = {.addr = a}};
+  aioL_flight_begin(&ll->f, c, cancel_lookup, free_lookup);
+  LTicket *tk = aioL_ticket(L, c, &name_ops);
+  int rc = aio_lookup(c->core, &ll->l, named);
+  if (rc == 0) {
+    aioL_flight_wait(&ll->f, tk);
+    return aioL_wait(L, tk, AIO_FOREVER);
+  }
+  aioL_ticket_drop(tk);
+  aioL_flight_end(&ll->f);
+  return aioL_fail(L, rc);
+}
+
 void aioL_open_resolve(lua_State *L, LRuntime *rt, int module) {
-  static const luaL_Reg functions[] = {{"getaddrinfo", mod_getaddrinfo}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"getaddrinfo", mod_getaddrinfo}, {"getnameinfo", mod_getnameinfo}, {NULL, NULL}};
   lua_pushvalue(L, module);
   aioL_functions(L, rt, functions);
   lua_pop(L, 1);

@@ -160,6 +160,13 @@ static int server_accept(lua_State *L) {
 
 /* ---- the rest ---- */
 
+static LServer *new_server(lua_State *L) { /* [-0, +1, m] closed */
+  LServer *s = lua_newuserdatauv(L, sizeof *s, 0);
+  *s = (LServer){.l.fd = -1, .timer.pos = -1, .timeout = AIO_FOREVER};
+  list_init(&s->acceptors);
+  return aioL_set_class(L, aioL_runtime(L), L_SERVER), s;
+}
+
 /* listen_at(path, nil, options) or (address in numbers, port, options); lua/aioloop/stream.lua has the rest. */
 static int mod_listen_at(lua_State *L) {
   AioSocketOptions o;
@@ -172,12 +179,25 @@ static int mod_listen_at(lua_State *L) {
   int64_t timeout = aioL_opt_timeout(L, 3);
   int rc = port < 0 ? aio_sockaddr_path(&a, name, len) : aio_sockaddr_numeric(&a, name, port);
   if (rc < 0) return aioL_fail(L, rc);
-  LServer *s = lua_newuserdatauv(L, sizeof *s, 0);
-  *s = (LServer){.l.fd = -1, .timer.pos = -1, .timeout = timeout};
-  list_init(&s->acceptors);
-  aioL_set_class(L, aioL_runtime(L), L_SERVER);
+  LServer *s = new_server(L);
+  s->timeout = timeout;
   rc = aio_socket_listen(&s->l, &a, &o);
   return rc < 0 ? aioL_fail(L, rc) : 1;
+}
+
+/* Makes a server of a stream's socket, which is bound: the stream is closed then, and has no fd. */
+int aioL_server_hear(lua_State *L) { /* hear(stream, backlog) */
+  LStream *st = aioL_check(L, 1, L_STREAM);
+  lua_Integer backlog = luaL_checkinteger(L, 2);
+  if (backlog > INT32_MAX || backlog < 0) backlog = INT32_MAX;
+  LServer *s = new_server(L);
+  if (st->s.fd < 0) return aioL_fail(L, -EBADF);
+  if (st->reader || st->out) return luaL_error(L, "cannot listen on a stream that somebody waits for");
+  int rc = aio_socket_hear(st->s.fd, (int)backlog);
+  if (rc < 0) return aioL_fail(L, rc);
+  s->l.fd = st->s.fd;
+  aioL_stream_close(st, true);
+  return 1;
 }
 
 /*** Its address.
@@ -190,6 +210,24 @@ static int server_getsockname(lua_State *L) { return aioL_push_socket_name(L, ch
 @function server:getfd
 @treturn integer -1: it is closed */
 static int server_getfd(lua_State *L) { return lua_pushinteger(L, check_server(L)->l.fd), 1; }
+
+/*** Gives its descriptor away, to whoever has it by `getfd`, and takes another one over, of a socket that listens. A path that
+it has made stays.
+@function server:setfd
+@tparam integer fd -1: none; the server is closed then
+@treturn server itself; or nil, message, errno: it is closed then
+@raise when somebody waits for it */
+static int server_setfd(lua_State *L) {
+  LServer *s = check_server(L);
+  lua_Integer fd = luaL_checkinteger(L, 2);
+  luaL_argcheck(L, fd >= -1 && fd <= INT32_MAX, 2, "fd out of range");
+  if (!list_empty(&s->acceptors)) return luaL_error(L, "cannot change the fd of a server that somebody waits for");
+  s->l.path.ino = 0;
+  close_server(s, true);
+  s->watch = (AioWatch){.ctx = NULL};
+  int rc = fd < 0 ? 0 : aio_socket_adopt(&s->l, (int)fd);
+  return rc < 0 ? aioL_fail(L, rc) : (lua_settop(L, 1), 1);
+}
 
 /*** Closes it, and removes the path that it has made. Whoever waits has nil, "closed"; accepted streams stay. Also `<close>`, and
 what the collector does; twice is fine.
@@ -208,7 +246,7 @@ static int server_text(lua_State *L) {
 
 void aioL_open_server(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"accept", server_accept}, {"getsockname", server_getsockname}, {"getfd", server_getfd},
-    {"close", server_close}, {"__close", server_close}, {"__gc", server_close}, {"__tostring", server_text}, {NULL, NULL}};
+    {"setfd", server_setfd}, {"close", server_close}, {"__close", server_close}, {"__gc", server_close}, {"__tostring", server_text}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"listen_at", mod_listen_at}, {NULL, NULL}};
   aioL_class(L, rt, L_SERVER, methods);
   lua_pushvalue(L, module);

@@ -21,11 +21,29 @@ typedef struct LStream {
   int16_t write_error;       /* -errno: a part of what was to be written is lost */
 } LStream;
 
+/* What is queued to be written. */
+typedef enum LWriteKind {
+  W_ALL,     /* pieces, all of them */
+  W_SOME,    /* one piece, as much of it as the kernel takes */
+  W_END,     /* no piece: shut down */
+  W_CONNECT  /* no piece: until it is connected */
+} LWriteKind;
+
 LStream *aioL_stream_new(lua_State *L);                  /* [-0, +1, m] closed; aio_stream_open opens it */
 void aioL_stream_close(LStream *s, bool keep_fd);        /* [-0, +0, -] wakes who waits */
 void aioL_read_close(LStream *s);                        /* the reader has nil, "closed" */
 void aioL_write_close(LStream *s);                       /* and so have the writers; what is queued is dropped */
+void aioL_out_check(LStream *s);                         /* [-0, +0, -] what a closed context has queued is dropped */
+size_t aioL_out_queued(const LStream *s);                /* bytes */
+/* [-0, +n, e] stack: stream, n pieces. Of their bytes `done` are through. `again`: the next turn tries, without asking the
+ * kernel before. */
+int aioL_out_wait(lua_State *L, LContext *c, LStream *s, LWriteKind kind, const AioPiece *v, int n, size_t done, bool again);
+/* The same without waiting. `kept`: the stream stays until all is written; else it says "timeout". */
+int aioL_out_leave(lua_State *L, LContext *c, LStream *s, const AioPiece *v, int n, size_t done, bool kept);
 void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o); /* [-0, +0, v] of a table, or nil */
+int aioL_write_connected(lua_State *L);                  /* Lua function: waits for what aio_socket_begin has begun */
+int aioL_server_hear(lua_State *L);                      /* Lua function: a stream's socket becomes a server's */
+int aioL_select_ready(lua_State *L), aioL_select_wait(lua_State *L), aioL_select_closing(lua_State *L); /* Lua functions */
 extern const luaL_Reg aioL_read_methods[], aioL_write_methods[];
 
 #endif

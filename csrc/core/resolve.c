@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * Names to addresses: getaddrinfo in the pool, since it blocks; addresses written as numbers need no thread.
+ * Names to addresses and back: getaddrinfo and getnameinfo in the pool, since they block; addresses written as numbers
+ * need no thread.
  *
- * Way      aio_resolve -> numeric: at once; else aio_pool_submit -> ask, in a worker -> done
+ * Way      aio_resolve -> numeric: at once; else aio_pool_submit -> ask, in a worker -> done.  aio_lookup -> ask_name -> done
  * Owner    the caller: AioResolve until done, the answer until aio_resolve_free. */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -15,7 +16,8 @@ static void ask(void *opaque) {
   AioResolve *r = opaque;
   struct addrinfo hints = {.ai_family = r->family == AIO_INET ? AF_INET : r->family == AIO_INET6 ? AF_INET6 : AF_UNSPEC,
                            .ai_socktype = r->dgram ? SOCK_DGRAM : r->stream ? SOCK_STREAM : 0,
-                           .ai_flags = (r->passive ? AI_PASSIVE : 0) | (r->numeric ? AI_NUMERICHOST | AI_NUMERICSERV : 0)};
+                           .ai_flags = (r->passive ? AI_PASSIVE : 0) | (r->canonical ? AI_CANONNAME : 0) |
+                                       (r->numeric ? AI_NUMERICHOST | AI_NUMERICSERV : 0)};
   struct addrinfo *list = NULL;
   r->error = getaddrinfo(r->host, r->service, &hints, &list);
   r->system_errno = r->error == EAI_SYSTEM ? errno : 0;
@@ -52,6 +54,11 @@ bool aio_resolve_next(const AioResolve *r, const void **at, AioAddress *out) {
   return false;
 }
 
+const char *aio_resolve_name(const AioResolve *r) {
+  const struct addrinfo *first = r->list;
+  return first ? first->ai_canonname : NULL;
+}
+
 const char *aio_resolve_error(const AioResolve *r) {
   return r->system_errno ? strerror(r->system_errno) : gai_strerror(r->error);
 }
@@ -59,4 +66,19 @@ const char *aio_resolve_error(const AioResolve *r) {
 void aio_resolve_free(AioResolve *r) {
   if (r->list) freeaddrinfo(r->list);
   r->list = NULL;
+}
+
+/* ---- addresses to names ---- */
+
+static void ask_name(void *opaque) {
+  AioLookup *l = opaque;
+  const struct sockaddr *sa = (const struct sockaddr *)(const void *)l->addr.data;
+  l->error = getnameinfo(sa, l->addr.len, l->host, sizeof l->host, l->service, sizeof l->service, 0);
+  l->system_errno = l->error == EAI_SYSTEM ? errno : 0;
+}
+
+int aio_lookup(AioContext *ctx, AioLookup *l, AioFn *done) { return aio_pool_submit(ctx, &l->job, ask_name, done, l); }
+
+const char *aio_lookup_error(const AioLookup *l) {
+  return l->system_errno ? strerror(l->system_errno) : gai_strerror(l->error);
 }

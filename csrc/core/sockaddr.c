@@ -226,6 +226,17 @@ void aio_socket_unlisten(AioListener *l, bool keep_fd) {
   *l = (AioListener){.fd = -1};
 }
 
+int aio_socket_adopt(AioListener *l, int fd) {
+  int listens = 0, flags = fcntl(fd, F_GETFL);
+  socklen_t len = sizeof listens;
+  *l = (AioListener){.fd = -1};
+  if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) < 0) return -errno;
+  if (!listens) return -EINVAL;
+  if (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return -errno;
+  l->fd = fd;
+  return 0;
+}
+
 /* Errors of the network that accept reports in place of the connection that they befell; see accept(2). */
 static bool befell_one(int error) {
   switch (error) {

@@ -314,12 +314,19 @@ function stream:readsome(max) end
 ---@param buf aioloop.buffer
 ---@return integer? n, string? message, integer? errno
 function stream:readinto(buf) end
+---@return integer
+function stream:buffered() end
 ---@param ... aioloop.format
 ---@return fun(): string|number?, any ...
 function stream:lines(...) end
 ---@param ... string|number|aioloop.buffer
 ---@return aioloop.stream? stream, string? message, integer? errno
 function stream:write(...) end
+---@param data string|number|aioloop.buffer
+---@param i? integer
+---@param j? integer
+---@return integer? n, string? message, integer? errno
+function stream:writesome(data, i, j) end
 ---@param how? "w"
 ---@return aioloop.stream? stream, string? message, integer? errno
 function stream:shutdown(how) end
@@ -361,6 +368,9 @@ function server:clients() end
 function server:getsockname() end
 ---@return integer
 function server:getfd() end
+---@param fd integer
+---@return aioloop.server? server, string? message, integer? errno
+function server:setfd(fd) end
 ---@return boolean
 function server:close() end
 
@@ -439,6 +449,7 @@ function clock:now() end
 ---@class aioloop
 ---@field version string
 ---@field clock {virtual: aioloop.clock}
+---@field socket aioloop.socket
 ---@overload fun(fn?: function, ...: any): any
 local aio = {}
 ---@param options? aioloop.options
@@ -562,9 +573,13 @@ function aio.dump_on(signo, file) end
 function aio.work(fn, ...) end
 ---@param host? string
 ---@param service? string|integer
----@param options? {family?: "inet"|"inet6", socktype?: "stream"|"dgram", passive?: boolean}
+---@param options? {family?: "inet"|"inet6", socktype?: "stream"|"dgram", passive?: boolean, canonname?: boolean}
 ---@return {family: string, addr: string, port: integer, socktype: string}[]? list, string? message, integer? code
 function aio.getaddrinfo(host, service, options) end
+---@param addr string
+---@param port? integer
+---@return string? host, string? service, integer? code
+function aio.getnameinfo(addr, port) end
 ---@param path string
 ---@param mode? string
 ---@param options? {engine?: aioloop.engine, direct?: boolean, perm?: integer}

@@ -26,11 +26,19 @@ for file, names in pairs {
 end
 
 aio.glib_iterate = nil -- see aioloop.glib
-aio.files, aio.streams, aio.udps = nil, nil, nil -- see aioloop.file, aioloop.stream and aioloop.udp
+-- see aioloop.file, aioloop.stream, aioloop.udp and aioloop.socket
+aio.files, aio.streams, aio.udps, aio.sockets = nil, nil, nil, nil
 local call = core.call
 aio.call = nil -- aio(fn, ...) is aio.run(fn, ...)
 
 --- The version of this module.
 aio.version = "0.1.0"
 
-return setmetatable(aio, { __call = call })
+-- A module of its own, read when it is first needed.
+local function find(_, name)
+  if name ~= "socket" then return nil end
+  aio.socket = require "aioloop.socket"
+  return aio.socket
+end
+
+return setmetatable(aio, { __call = call, __index = find })

@@ -21,7 +21,8 @@ describe("whatever it is given, it comes back:", function()
       ["aio."] = "context default current run stop now now_ns time type spawn await sleep sleep_until yield"
         .. " self suspend wake enter wait_readable wait_writable timeout shield is_cancelled group gather race map"
         .. " from_callback wrap mutex rwlock condition semaphore event queue tasks dump dump_on"
-        .. " wait_signal work getaddrinfo open buffer readfile writefile connect listen pipe socketpair stream udp",
+        .. " wait_signal work getaddrinfo getnameinfo open buffer readfile writefile connect listen pipe socketpair"
+        .. " stream udp",
       ["glib."] = "iterate",
       ["context:"] = "poll run stop notify close acquire release stats pollfd events timeout set_polling"
         .. " on_error attach detach source schedule bh timer watch spawn tasks signal set_threads co_schedule",
@@ -38,9 +39,9 @@ describe("whatever it is given, it comes back:", function()
       ["queue:"] = "put get close iter",
       ["file:"] = "read write pread pwrite seek lines sync datasync truncate stat engine getfd close",
       ["buffer:"] = "set tostring capacity",
-      ["stream:"] = "read readsome readinto lines write shutdown settimeout setbound getpeername getsockname getfd"
-        .. " setfd close",
-      ["server:"] = "accept clients getsockname getfd close",
+      ["stream:"] = "read readsome readinto buffered lines write writesome shutdown settimeout setbound getpeername"
+        .. " getsockname getfd setfd close",
+      ["server:"] = "accept clients getsockname getfd setfd close",
       ["udp:"] = "bind connect sendto send recvfrom recv recvinto join leave settimeout getpeername getsockname"
         .. " getfd close",
       ["task:"] = "join cancel info status name traceback wake keep ref unref",

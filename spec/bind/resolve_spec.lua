@@ -108,3 +108,36 @@ describe("aio.getaddrinfo", function()
     end
   end)
 end)
+
+describe("aio.getnameinfo", function()
+  it("names hosts and services", function()
+    assert.same({ "localhost", "http" }, { aio.getnameinfo("127.0.0.1", 80) })
+    assert.equal("localhost", (aio.getnameinfo "127.0.0.1"))
+    assert.same({ "192.0.2.1", "65432" }, { aio.getnameinfo("192.0.2.1", 65432) }) -- nobody's
+    assert.is_string((aio.getnameinfo("::1", 53)))
+  end)
+
+  it("refuses nonsense", function()
+    for _, bad in ipairs { { nil }, { {} }, { "localhost" }, { "" }, { "127.0.0.1", -1 }, { "127.0.0.1", 65536 },
+      { "127.0.0.1", "x" }, { "127.0.0.1", 1.5 } } do
+      assert.error(function() aio.getnameinfo(table.unpack(bad, 1, 2)) end)
+    end
+  end)
+
+  it("is at work in a thread, which a closed context ends", function()
+    local ctx = aio.context()
+    local task = ctx:spawn(aio.getnameinfo, "127.0.0.1", 80)
+    ctx:poll(false)
+    assert.equal("waiting", task:status())
+    ctx:close()
+    assert.not_equal("waiting", task:status())
+  end)
+end)
+
+describe("the canonical name", function()
+  it("is there when it was asked for", function()
+    assert.equal("localhost", aio.getaddrinfo("localhost", nil, { canonname = true }).canonname)
+    assert.is_nil(aio.getaddrinfo("localhost").canonname)
+    assert.is_string(aio.getaddrinfo("127.0.0.1", nil, { canonname = true }).canonname)
+  end)
+end)

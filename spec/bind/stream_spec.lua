@@ -258,6 +258,20 @@ describe("stream:read", function()
       end)
     end)
 
+    it("without time finds what is there, however often it is asked", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        b:settimeout(0)
+        for _ = 1, 100 do
+          a:write "x\ny"
+          assert.equal("x", b:read())
+          assert.equal("y", b:readsome())
+          assert.same(timeout, pack(b:readsome()))
+        end
+      end)
+    end)
+
     it("does not keep others waiting, however much there is", function()
       local ctx = d.context()
       local a, b = aio.socketpair()
@@ -739,5 +753,114 @@ describe("a stream", function()
       end)
     end)
 
+  end)
+end)
+
+describe("stream:writesome", function()
+  drivers.each_backend(function(d)
+    after_each(tasks.collect)
+
+    it("writes what is meant by i and j, as string.sub has them", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local a, b = aio.socketpair()
+        local text = "abcdef"
+        local ends = { false, 1, 2, 3, 6, 7, 0, -1, -2, -6, -7, math.maxinteger, math.mininteger }
+        for _, data in ipairs { text, aio.buffer(10):set(text) } do
+          for _, i in ipairs(ends) do
+            for _, j in ipairs(ends) do
+              local want = text:sub(i or 1, j or -1)
+              assert.equal(#want, a:writesome(data, i or nil, j or nil))
+              assert.same(#want > 0 and { n = 1, want } or timeout, pack(b:settimeout(0):readsome()))
+            end
+          end
+        end
+        assert.equal(2, a:writesome(12))
+        for _, bad in ipairs { {}, true, print } do
+          assert.has_error(function() a:writesome(bad) end)
+          assert.has_error(function() a:writesome("x", bad) end)
+        end
+        assert.has_error(function() a:writesome() end)
+      end)
+    end)
+
+    it("takes no more than the kernel does, and waits for it to take anything", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local text, n = ("0123456789"):rep(1 << 17), 0
+      local writer = ctx:spawn(function()
+        local parts = 0
+        while n < #text do
+          n = n + a:writesome(text, n + 1)
+          parts = parts + 1
+        end
+        a:shutdown()
+        return parts
+      end)
+      settle(d, ctx, { writer })
+      assert.is_true(n > 0 and n < #text)
+      assert.is_true(run(d, ctx, b.read, b, "a") == text)
+      finish(d, ctx, { writer })
+      assert.is_true(select(2, writer:join()) > 1)
+      tasks.is_quiet(ctx)
+    end)
+
+    it("keeps its place in line, and has written nothing when it is given up", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local filled = fds.fill(a:getfd())
+      local first = ctx:spawn(a.write, a, "1")
+      settle(d, ctx, { first })
+      local second, given_up = ctx:spawn(a.writesome, a, "2"), ctx:spawn(a.writesome, a, "x")
+      settle(d, ctx, { second, given_up })
+      local third = ctx:spawn(a.write, a, "3")
+      settle(d, ctx, { third })
+      given_up:cancel()
+      finish(d, ctx, { given_up })
+      a:settimeout(0)
+      assert.same(timeout, pack(a:writesome "y"))
+      run(d, ctx, b.read, b, filled)
+      finish(d, ctx, { first, second, third })
+      assert.equal("123", run(d, ctx, b.read, b, 3))
+      assert.same({ n = 2, true, 1 }, pack(second:join()))
+    end)
+
+    it("is told of a close, and of an end", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      fds.fill(a:getfd())
+      local writer = ctx:spawn(a.writesome, a, "x")
+      settle(d, ctx, { writer })
+      ctx:schedule(a.close, a)
+      finish(d, ctx, { writer })
+      assert.same({ n = 3, true, nil, "closed" }, pack(writer:join()))
+      assert.same(closed, pack(a:writesome "x"))
+      local c, e = aio.socketpair()
+      fds.fill(c:getfd())
+      writer = ctx:spawn(c.writesome, c, "x")
+      settle(d, ctx, { writer })
+      e:close()
+      finish(d, ctx, { writer })
+      assert.equal(EPIPE, select(4, writer:join()))
+      b:close()
+      c:close()
+    end)
+  end)
+end)
+
+describe("stream:buffered", function()
+  it("says what has arrived of something that is not complete", function()
+    local a, b = aio.socketpair()
+    b:settimeout(0.001)
+    assert.equal(0, b:buffered())
+    a:write "12345"
+    assert.equal(0, b:buffered()) -- nobody has looked
+    assert.same(timeout, pack(b:read()))
+    assert.equal(5, b:buffered())
+    assert.equal("12", b:readsome(2))
+    assert.equal(3, b:buffered())
+    b:close()
+    assert.equal(0, b:buffered())
+    a:close()
   end)
 end)

@@ -223,6 +223,23 @@ local function nothing_is_left(o)
   o.peer:close()
 end
 
+-- An object of aio.socket; its peer sends lines.
+local function new_socket(o)
+  now(o, function()
+    local server = assert(aio.socket.bind("127.0.0.1", 0))
+    o.client = assert(aio.socket.connect("127.0.0.1", (select(2, server:getsockname()))))
+    o.peer = assert(server:accept())
+    server:close()
+  end)
+end
+
+local function no_line_is_left(o)
+  o.client:settimeout(0)
+  assert.same({ n = 3, nil, "timeout", "" }, table.pack(o.client:receive()))
+  o.client:close()
+  o.peer:close()
+end
+
 local function connect_client(o) o.clients[#o.clients + 1] = assert(aio.connect("@" .. tostring(o))) end
 
 -- Datagrams: one more for each that is free(o), or passed on by who got it; one is left in the end.
@@ -349,6 +366,24 @@ return {
       o.w:close()
     end },
 
+  { name = "stream:writesome", shared = true, unseen = true,
+    new = function(o)
+      o.r, o.w = aio.pipe()
+      o.written, o.passed = 0, fds.fill(o.w:getfd())
+    end,
+    wait = function(o) return o.w:writesome("xabcx", 2, -2) end,
+    result = function(o, results)
+      assert.same({ n = 1, 3 }, results)
+      o.written = o.written + 3
+    end,
+    free = function(o) o.passed = o.passed - #(fds.read(o.r:getfd()) or "") end,
+    clean = function(o)
+      assert.equal(("abc"):rep(o.written // 3), fds.read(o.r:getfd()))
+      assert.equal(0, o.passed)
+      o.r:close()
+      o.w:close()
+    end },
+
   { name = "stream:read", new = new_stream, free = send "123\n", unseen = true, result = { n = 2, "1", "23" },
     wait = function(o) return o.stream:read(1, { until_ = "\n" }) end, clean = nothing_is_left },
 
@@ -437,6 +472,22 @@ return {
     end,
     wait = function(o) return o.sock:sendto("datagram", "localhost", o.port) end,
     result = sent_datagram, clean = all_were_sent },
+  { name = "socket:receive", new = new_socket, unseen = true, result = { n = 3, "line" },
+    wait = function(o) return o.client:receive() end,
+    free = function(o) assert(o.peer:send "line\r\n") end, clean = no_line_is_left },
+
+  { name = "socket.select", new = new_socket, unseen = true,
+    wait = function(o) return aio.socket.select({ o.client }, nil) end,
+    result = function(o, results)
+      assert.same({ 2, { o.client, [o.client] = 1 }, {} }, { results.n, results[1], results[2] })
+      assert.equal("line", o.client:receive())
+    end,
+    free = function(o) assert(o.peer:send "line\n") end,
+    undo = function() end,
+    clean = function(o)
+      while o.client:settimeout(0) and o.client:receive() do end -- those of waits that were given up
+      no_line_is_left(o)
+    end },
 
   { name = "mutex:lock", new = new_mutex, result = yes, shared = true,
     wait = function(o) return o.lock:lock() end,
@@ -599,6 +650,9 @@ return {
       assert.equal(80, results[1][1].port)
     end,
     wait = function() return aio.getaddrinfo("localhost", 80) end },
+
+  in_pool { name = "getnameinfo", shared = true, result = { n = 2, "localhost", "http" },
+    wait = function() return aio.getnameinfo("127.0.0.1", 80) end },
 
   on_file { name = "open", result = is_open_file, shared = true, wait = function(o) return aio.open(o.path) end },
 
