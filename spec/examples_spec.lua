@@ -306,7 +306,7 @@ describe("examples/httpd.lua", function()
     local d = drivers.new "poll"
     run(d, ctx, function()
       for _, place in ipairs { "0", folder.path .. "/socket" } do
-        local script <close> = shell.start("exec lua5.4 examples/httpd.lua %s %s", place, folder.path)
+        local script <close> = shell.start("exec $LUA examples/httpd.lua %s %s", place, folder.path)
         local url = assert(script.stream:read())
         local at = place == "0" and url or "--unix-socket " .. url .. " http://localhost/"
         local out = shell.run([[cd %s; seq 100000 >one; %s -f -T one %stwo && cmp one two && echo same
@@ -506,7 +506,7 @@ describe("examples/proxy.lua", function()
     local ctx = aio.context()
     run(drivers.new "poll", ctx, function()
       local target = assert(aio.listen(folder.path .. "/target"))
-      local script <close> = shell.start("exec lua5.4 examples/proxy.lua %s/socket %s/target", folder.path, folder.path)
+      local script <close> = shell.start("exec $LUA examples/proxy.lua %s/socket %s/target", folder.path, folder.path)
       assert.equal(folder.path .. "/socket", script.stream:read())
       local client = assert(aio.connect(folder.path .. "/socket"))
       local peer = assert(target:accept())

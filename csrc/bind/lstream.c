@@ -133,7 +133,8 @@ int64_t aioL_opt_timeout(lua_State *L, int idx) {
   return lua_pop(L, 1), ns;
 }
 
-/*** Says how long an operation may wait: then it returns nil, "timeout", and what has arrived is kept.
+/*** Says how long an operation may wait, reading or writing, for all that it has to do: then it returns nil, "timeout", and
+what has arrived is kept. `aio.timeout(seconds, stream.write, stream, …)` limits one of them alone.
 @function stream:settimeout
 @number[opt] seconds none: for ever, as at first; 0: not at all
 @treturn stream itself */

@@ -2,7 +2,7 @@
 --- Runs programs of the shell beside the loop: their output is a stream, so that what they talk to goes on meanwhile.
 --
 -- Way   shell.run(command) -> a file -> timeout sh -> aio.stream of its output -> output, exit code
--- Keep  one that hangs ends after 25 seconds, with 124.
+-- Keep  one that hangs ends after 25 seconds, with 124. What is preloaded here is for Lua alone: $LUA in a command.
 
 local aio = require "aioloop"
 
@@ -11,9 +11,10 @@ local shell = {}
 local function start(command)
   local path = os.tmpname()
   local file <close> = assert(io.open(path, "w"))
-  file:write("exec 2>&1\n", command, "\n")
+  file:write("exec 2>&1\n", 'LUA="env ${PRELOAD:+LD_PRELOAD=$PRELOAD} lua5.4"\n', command, "\n")
   file:close()
-  return path, assert(io.popen(("exec timeout -k 2 25 bash %s </dev/null"):format(path)))
+  local run = 'exec env -u LD_PRELOAD PRELOAD="$LD_PRELOAD" timeout -k 2 25 bash %s </dev/null'
+  return path, assert(io.popen(run:format(path)))
 end
 
 --- Runs it until its end, in a task; returns what it printed, errors and all, and its exit code.
