@@ -1,11 +1,12 @@
 -- SPDX-License-Identifier: MIT
---- One loop, many kinds of work: an HTTP server in coroutines, a repeating timer, a BH and an idle BH, while a real
--- curl sends it 2,000 requests over 8 connections. Every answer is compared byte for byte.
+--- One loop, many kinds of work: an HTTP server on streams, a repeating timer, a BH and an idle BH, while a real curl
+-- sends it 2,000 requests over 8 connections. Every answer is compared byte for byte.
 --
 --   make demo                 the loop waits by itself
 --   make demo DRIVER=glib     the same program, driven by GLib's default main context
 --
--- Way  main: httpd.listen -> start_curl -> (requests are served) -> curl's GET /done/<exit code> wakes main -> verify
+-- Way  main: httpd.new -> start_curl -> (requests are served) -> curl's GET /done/<exit code> wakes main -> site:stop
+--      -> verify
 local here = arg[0]:match "^(.*)/" or "."
 package.path = here .. "/?.lua;" .. package.path
 local aio = require "aioloop"
@@ -74,25 +75,31 @@ local function main(folder)
   end)
   ticker:arm(0.05, 0.05)
 
-  local port, stats = httpd.listen(function(path)
-    local n = math.tointeger(path:sub(2))
+  local server = assert(aio.listen("127.0.0.1", 0, { backlog = 4 * CONNECTIONS }))
+  local site = httpd.new(server, function(request)
+    local n = tonumber(request.path:sub(2))
     if n then
       count.requests = count.requests + 1
       batch:schedule()
-      return body_of(n)
+      return 200, body_of(n)
     end
-    local code = path:match "^/done/(%d+)$"
+    local code = request.path:match "^/done/(%d+)$"
     if code then
       me:wake(code)
-      return "thank you\n"
+      return 200, "thank you\n"
     end
-  end)
+  end, { requests = REQUESTS })
+  local serving = aio.spawn(site.serve, site):name "site"
 
+  local _, port = server:getsockname()
   start_curl(port, folder)
   local code = aio.suspend()
+  site:stop(5) -- the last answer is on its way
+  aio.await(serving)
 
   count.elapsed = aio.now() - started
-  count.connections = stats.connections
+  count.connections = site.stats.connections
+  count.bytes = site.stats.bytes
   count.curl = code
   ticker:close()
   idle:close()
@@ -123,6 +130,8 @@ local function report(driver, count, right)
   row("driver", driver, stats.backend)
   row("requests", count.requests, ("%d of %d answers right"):format(right, REQUESTS))
   row("connections", count.connections, "kept alive by curl, and one to say that it is done")
+  row("MB sent", ("%.1f"):format(count.bytes / 1e6), "to clients that read when they please")
+  row("fd events", stats.fds, "ends of waits for a connection, a request, or room to write")
   row("timer ticks", count.ticks, ("every 50 ms; the busiest saw %d requests"):format(count.busiest))
   row("BH runs", count.batches, "one for all the answers of a turn")
   row("idle runs", count.idle)

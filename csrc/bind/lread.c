@@ -307,9 +307,10 @@ static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0 or 1, v
     aioL_check_format(L, idx, w);
 }
 
-/* The formats are at 2 and above; a number behind the only one that has no length of its own is its maximum. */
+/* The formats are at 2 and above; a number behind the only one that has no length of its own is its maximum, nil is none. */
 static void check_formats(lua_State *L, LStream *s) { /* [-0, +n, v] */
   int n = lua_gettop(L) - 1;
+  if (n == 2 && lua_isnil(L, 3)) n = 1;
   bool max = n == 2 && lua_type(L, 3) == LUA_TNUMBER && lua_type(L, 2) != LUA_TNUMBER;
   size_t limit = max ? aioL_check_count(L, 3) : 0, more = 0;
   AioWant few[4], *wants = few;
@@ -329,10 +330,12 @@ static void check_formats(lua_State *L, LStream *s) { /* [-0, +n, v] */
   }
 }
 
-/*** Reads pieces; waits until all of them are there, and takes them together. A last one may be shorter.
+/*** Reads pieces; waits until all of them are there, and takes them together. A last one may be shorter: at the end of the
+stream a line, or what comes before a string, is returned also when its end is missing ("L" and `keep` tell).
 @function stream:read
 @tparam[opt="l"] string|integer|table ... formats: "l" a line, "L" with its end, "n" a numeral, "a" all up to the end, a number
-  of bytes, or {until_=string, max=bytes, keep=boolean}: what comes before that string, and with `keep` the string, too
+  of bytes (0: "", as soon as there is anything to read, which stays there), or {until_=string, max=bytes, keep=boolean}: what
+  comes before that string, and with `keep` the string, too
 @tparam[opt] integer max behind the only format "l", "L", "a" or table: how many bytes that piece may have at most, without
   its end
 @return a value for each format; in place of the first that there is none for: nil, "eof"; nil, "too long", errno (nothing of it

@@ -103,7 +103,8 @@ void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o) {
   lua_pop(L, 1);
 }
 
-/*** Says how long an operation may wait: then it returns nil, "timeout", and what has arrived is kept.
+/*** Says how long an operation may wait, reading or writing, for all that it has to do: then it returns nil, "timeout", and
+what has arrived is kept. `aio.timeout(seconds, stream.write, stream, …)` limits one of them alone.
 @function stream:settimeout
 @number[opt] seconds none: for ever, as at first; 0: not at all
 @treturn stream itself */
