@@ -25,6 +25,7 @@ void aioL_stream_close(LStream *s, bool keep_fd);        /* [-0, +0, -] wakes wh
 void aioL_read_close(LStream *s);                        /* the reader has nil, "closed" */
 void aioL_write_close(LStream *s);                       /* and so have the writers; what is queued is dropped */
 int aioL_unwatchable(lua_State *L, int fd, int rc);      /* [-0, +3, e] why an fd cannot be waited for */
+int aioL_stream_unwatchable(lua_State *L, LStream *s, int rc); /* [-0, +2 or 3, e] and a stream, which may be closed by that */
 void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o); /* [-0, +0, v] of a table, or nil */
 int64_t aioL_opt_timeout(lua_State *L, int idx);         /* [-0, +0, v] field of a table, or nil */
 bool aioL_field(lua_State *L, int idx, const char *name); /* [-0, +1, -] raw; false: nil */
