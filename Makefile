@@ -5,7 +5,7 @@
 #   make demo       set up, build, run the demo   make bench     measure
 #   make install    PREFIX=/usr/local DESTDIR=    make clean
 #   make check-c    the core's C tests alone      make check-lua the specs alone
-#   make asan, tsan, valgrind, gc, torture, lint  what .ci/run checks besides
+#   make asan, tsan, valgrind, gc, torture, shim, fuzz, lint    what .ci/run checks besides
 #
 # CC=clang, CFLAGS=…, WERROR=1, SAN=-fsanitize=… and BUILD=folder vary the build; each variant wants its own BUILD.
 
@@ -40,7 +40,7 @@ export LUA_PATH  = $(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;
 export LUA_CPATH = $(CURDIR)/$(BUILD)/?.so;;
 
 .DELETE_ON_ERROR:
-.PHONY: all doc deps demo test check check-c check-lua bench asan tsan valgrind gc torture lint luacheck cppcheck install clean
+.PHONY: all doc deps demo test check check-c check-lua bench asan tsan valgrind gc torture shim fuzz lint luacheck cppcheck install clean
 
 all: $(module)
 
@@ -142,6 +142,34 @@ torture: $(module) $(BUILD)/torture
 	for life in life files udp; do for mode in pair persist; do \
 	  $(BUILD)/torture spec/torture/$$life.lua $$mode || exit 1; \
 	done; done
+
+# Between the module and the kernel: a byte at a time; and then calls refused by lot, too.
+$(BUILD)/shim.so: spec/torture/shim.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) -fPIC -pthread $(warnings) $(LIBFLAG) -o $@ $< -ldl
+
+shimmed = env SHIM=bytes SHIM_REPORT=$(BUILD)/shim.report LD_PRELOAD=$(CURDIR)/$(BUILD)/shim.so
+unaware = stream server connect reused
+shim: $(module) $(spec_helpers) $(BUILD)/shim.so
+	@rm -f $(BUILD)/shim.report
+	@RUN="$(shimmed)" BUSTED="--filter=on.epoll --exclude-tags=whole $(unaware:%=spec/bind/%_spec.lua)" \
+	  sh spec/run.sh $(BUILD) lua
+	@RUN="$(shimmed) SHIM_SEED=1" BUSTED="--filter=poll.on.epoll --exclude-tags=whole,first $(unaware:%=spec/bind/%_spec.lua)" \
+	  sh spec/run.sh $(BUILD) lua
+	@cat $(BUILD)/shim.report
+	@awk '{ cut += $$1; refused += $$5 } END { exit !(cut > 100000 && refused > 10000) }' $(BUILD)/shim.report
+
+# Finds what nobody thought of, for so many seconds; what it has found before is kept, and tried first.
+FUZZ_SECONDS = 20
+build-fuzz/%: spec/fuzz/%.c csrc/core/%.c csrc/aio.h csrc/core/internal.h
+	@mkdir -p $(@D)
+	clang -std=c11 -D_GNU_SOURCE -O2 -g $(warnings) -Icsrc -Icsrc/core -fsanitize=fuzzer,address,undefined \
+	  -fno-sanitize-recover=undefined -o $@ $< csrc/core/$*.c
+
+fuzz: build-fuzz/input
+	@mkdir -p build-fuzz/corpus
+	build-fuzz/input -max_total_time=$(FUZZ_SECONDS) -max_len=300 -timeout=10 -verbosity=0 -print_final_stats=1 \
+	  -artifact_prefix=build-fuzz/ build-fuzz/corpus
 
 lint: luacheck cppcheck
 

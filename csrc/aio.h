@@ -214,8 +214,9 @@ typedef struct AioWatch {
  * -EEXIST: the direction has a watch; -EPERM: an fd that cannot be watched, such as a regular file; -EBADF, -ELOOP,
  * -ENOMEM, -ENOSPC, -ESHUTDOWN. */
 int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque);
-/* The same for a watch that was open before on the same fd, which nobody else has closed meanwhile, and is all zero at
- * first: while the kernel still has its registration, nothing is asked of it. */
+/* The same for a watch that was open before on the same fd, and is all zero at first: while the kernel still has its
+ * registration, nothing is asked of it. -EBADF also when it is known that the number is another file's by now; where it
+ * is not known yet, the watch is lost soon. */
 int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque);
 void aio_watch_close(AioWatch *w);
 static inline bool aio_watch_is_open(const AioWatch *w) { return w->ctx != NULL; }
@@ -421,7 +422,7 @@ typedef struct AioPiece { /* laid out as a struct iovec */
 
 typedef struct AioStream {
   AioInput in;          /* arrived, and not taken yet; no memory while there is nothing */
-  int fd;               /* -1: closed */
+  int fd;               /* -1: closed; with an error: by others */
   int16_t error;        /* -errno that ended reading, or 0 */
   uint8_t chunk;        /* log2 of how many bytes are asked for next */
   bool socket : 1;

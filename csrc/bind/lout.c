@@ -207,13 +207,13 @@ static void tell(LStream *s, AioLink *over) {
 
 static void pump(LStream *s) {
   AioLink over;
+  int rc = 0;
   list_init(&over);
   push_all(s, &over);
-  if (!list_empty(&s->out->writes)) {
-    int rc = go_on_later(s);
-    if (rc < 0) fail_all(s, rc, &over);
-  }
+  if (!list_empty(&s->out->writes)) rc = go_on_later(s);
+  if (rc < 0) fail_all(s, rc, &over);
   if (list_empty(&s->out->writes)) free_out(s);
+  if (rc == -EBADF) aioL_stream_close(s, true);
   tell(s, &over);
 }
 
@@ -314,11 +314,10 @@ static void begin(LWrite *w, size_t done) {
 }
 
 static int cannot_go_on(lua_State *L, LStream *s, LWrite *w, int rc) {
-  int fd = s->s.fd;
   if (w->begun) s->write_error = (int16_t)rc;
   drop_write(w);
   if (list_empty(&s->out->writes)) free_out(s);
-  return aioL_unwatchable(L, fd, rc);
+  return aioL_stream_unwatchable(L, s, rc);
 }
 
 size_t aioL_out_queued(const LStream *s) { return s->out ? s->out->queued : 0; }

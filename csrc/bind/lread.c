@@ -87,7 +87,7 @@ static int wait_for(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops) 
   if (rc == 0) rc = aio_watch_again(&s->watch, c->core, s->s.fd, AIO_READ, on_readable, s);
   if (rc < 0) {
     aioL_ticket_drop(tk);
-    return aioL_unwatchable(L, s->s.fd, rc);
+    return aioL_stream_unwatchable(L, s, rc);
   }
   s->watched = c->core;
   s->reader = tk;
@@ -102,6 +102,9 @@ static LStream *check_reader(lua_State *L) { /* [-0, +0, v] */
   if (s->reader) luaL_error(L, "another task is reading from the stream");
   return s;
 }
+
+/* By us: what came before others closed its fd is there still. */
+static bool is_closed(const LStream *s) { return s->s.fd < 0 && !s->s.error; }
 
 /* Whether to read before waiting; who does not wait tries at least once. */
 static bool may_try(const LStream *s, LContext *c, bool again) {
@@ -162,7 +165,7 @@ static int direct(lua_State *L, LStream *s) { /* [-0, +n, v] 0: nothing is there
 
 static int read_direct(lua_State *L, LStream *s, const LWaitOps *ops) {
   LContext *c = aioL_waits_in(L);
-  if (s->s.fd < 0) return aioL_closed(L);
+  if (is_closed(s)) return aioL_closed(L);
   int n = aio_input_size(&s->s.in) || s->s.eof || s->s.error || may_try(s, c, false) ? direct(L, s) : 0;
   if (n) return n;
   if (s->timeout <= 0) return aioL_timed_out(L);
@@ -344,7 +347,7 @@ static int stream_read(lua_State *L) {
   LStream *s = check_reader(L);
   if (lua_gettop(L) == 1) lua_pushliteral(L, "l");
   LContext *c = aioL_waits_in(L);
-  if (s->s.fd < 0) return aioL_closed(L);
+  if (is_closed(s)) return aioL_closed(L);
   if (s->reader) return luaL_error(L, "another task is reading from the stream");
   check_formats(L, s);
   int code;

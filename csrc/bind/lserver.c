@@ -85,7 +85,10 @@ static void fail_all(LServer *s, int rc) {
 static void pause_over(void *opaque) {
   LServer *s = opaque;
   int rc = watch(s, s->c);
-  if (rc < 0) fail_all(s, rc);
+  if (rc == -EBADF)
+    close_server(s, true);
+  else if (rc < 0)
+    fail_all(s, rc);
 }
 
 static void pause_for(LServer *s, LContext *c, int rc) {
@@ -101,12 +104,12 @@ static void pause_for(LServer *s, LContext *c, int rc) {
 static void on_ready(void *opaque) {
   LServer *s = opaque;
   LTicket *tk = aioL_ticket_first(&s->acceptors);
-  if (s->watch.lost) {
-    close_server(s, true);
+  int fd = s->watch.lost ? -EBADF : aio_socket_accept(s->l.fd);
+  if (fd == -EAGAIN) return;
+  if (fd == -EBADF) {
+    close_server(s, true); /* the number is somebody else's, or will be */
     return;
   }
-  int fd = aio_socket_accept(s->l.fd);
-  if (fd == -EAGAIN) return;
   if (is_short_of(fd)) {
     pause_for(s, s->c, fd);
     return;
@@ -146,12 +149,15 @@ static int server_accept(lua_State *L) {
   bool tries = list_empty(&s->acceptors) && (timeout <= 0 || aio_may_try(c->core));
   int fd = tries ? aio_socket_accept(s->l.fd) : -EAGAIN;
   if (fd >= 0) return s->pause = 0, open_stream(L, fd);
+  if (fd == -EBADF) return close_server(s, true), aioL_closed(L);
   if (timeout <= 0 && fd == -EAGAIN) return aioL_timed_out(L);
   if (fd != -EAGAIN && !(is_short_of(fd) && timeout > 0)) return aioL_fail(L, fd);
   LTicket *tk = aioL_ticket(L, c, &accept_ops);
   int rc = s->l.fd < 0 ? -ESHUTDOWN : s->c && s->c != c ? -EBUSY : 0; /* a finaliser, just now */
   if (rc == 0 && !aio_watch_is_open(&s->watch) && !aio_timer_armed(&s->timer)) rc = watch(s, c);
-  if (rc < 0) return aioL_ticket_drop(tk), aioL_unwatchable(L, s->l.fd, rc);
+  if (rc < 0) aioL_ticket_drop(tk);
+  if (rc == -EBADF) return close_server(s, true), aioL_closed(L);
+  if (rc < 0) return aioL_unwatchable(L, s->l.fd, rc);
   s->c = c;
   tk->op = s;
   list_append(&s->acceptors, &tk->link);

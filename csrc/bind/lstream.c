@@ -29,6 +29,13 @@ void aioL_stream_close(LStream *s, bool keep_fd) {
     aio_stream_close(&s->s);
 }
 
+/* A number that is not its own any more is left alone. */
+int aioL_stream_unwatchable(lua_State *L, LStream *s, int rc) {
+  if (rc != -EBADF) return aioL_unwatchable(L, s->s.fd, rc);
+  aioL_stream_close(s, true);
+  return aioL_closed(L);
+}
+
 /* ---- making ---- */
 
 static int make_pair(lua_State *L, int (*make)(int fds[2]), bool socket) {

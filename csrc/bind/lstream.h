@@ -40,6 +40,7 @@ size_t aioL_out_queued(const LStream *s);                /* bytes */
 int aioL_out_wait(lua_State *L, LContext *c, LStream *s, LWriteKind kind, const AioPiece *v, int n, size_t done, bool again);
 /* The same without waiting. `kept`: the stream stays until all is written; else it says "timeout". */
 int aioL_out_leave(lua_State *L, LContext *c, LStream *s, const AioPiece *v, int n, size_t done, bool kept);
+int aioL_stream_unwatchable(lua_State *L, LStream *s, int rc); /* [-0, +2 or 3, e] why it cannot be waited for; may close it */
 void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o); /* [-0, +0, v] of a table, or nil */
 int aioL_write_connected(lua_State *L);                  /* Lua function: waits for what aio_socket_begin has begun */
 int aioL_server_hear(lua_State *L);                      /* Lua function: a stream's socket becomes a server's */

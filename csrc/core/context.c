@@ -215,10 +215,10 @@ static int sleep_announced(AioContext *ctx, int64_t timeout) {
 
 /* As long as only the wish to look for closed fds ends the sleep, it is one sleep. */
 static void sleep_for(AioContext *ctx, int64_t timeout) {
-  if (ctx->mon->blind && ctx->sweep_due && ctx->nwatches && timeout > SWEEP_NS) {
+  while (ctx->mon->blind && ctx->suspects && ctx->nwatches && timeout > SWEEP_NS) {
     int n = sleep_announced(ctx, SWEEP_NS);
     if (n < 0 || ctx->notifier_fired || aio__work_seen(ctx)) return; /* n: a signal, whose handler wants a turn to end */
-    aio__fds_sweep(ctx);
+    aio__fds_sweep(ctx, SWEEP_ASLEEP);
     timeout = timeout == AIO_FOREVER ? timeout : timeout - SWEEP_NS;
     if (!list_empty(&ctx->fd_ready)) return;
   }
@@ -269,7 +269,7 @@ bool aio__dispatch(AioContext *ctx) {
   progress |= aio__bhs_run(ctx);
   if (ctx->nwatches) progress |= aio__fds_run(ctx); /* the lost ones count until they are told */
   if (ctx->ntimers) progress |= aio__timers_run(ctx);
-  if (progress) ctx->sweep_due = true;
+  if (progress) aio__fds_suspect(ctx);
   aio_defer_end(ctx);
   if (ctx->depth == 1) aio__fds_settle(ctx);
   return progress;
@@ -313,7 +313,7 @@ static bool take_turn(AioContext *ctx, int64_t limit_ns, AioTestFn *over, void *
   AioOuter outer;
   aio_context_set_home(ctx);
   aio__nest(ctx, &outer, over, opaque);
-  if (ctx->depth == 1) ctx->sweep_due = true; /* the caller may have closed fds */
+  if (ctx->depth == 1) aio__fds_suspect(ctx); /* the caller may have closed fds */
   if (aio__defer_pending(ctx)) aio__defer_run(ctx); /* what is waited for may be among it */
   if (!aio_context_closed(ctx)) wait_or_glance(ctx, limit_ns);
   bool progress = aio__dispatch(ctx);

@@ -6,15 +6,19 @@
  * Owner    the caller; a watch is unlinked before `ready` is called and not touched after, so it may close itself.
  * Keep     closing a watch leaves the kernel's registration until it next reports: a wait per message would pay for it.
  *          So opening always verifies with the kernel: the number may belong to another file by now. Opening again
- *          trusts the registration that the watch had; the search for closed fds finds those that it should not have.
+ *          trusts the registration that the watch had.
+ *          The search for closed fds asks for all at once. A number that is another file's by now is found by asking for
+ *          each, which costs too much to be done for many: a few at a time, one after the other.
  *          A handler that is on the C stack is masked when it is found ready, so that a nested turn can sleep. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/stat.h>
 
 #include "internal.h"
 
-enum { SWEEP_TURNS = 256 }; /* a busy loop looks for closed fds this often, an idle one when it falls asleep */
+/* A busy loop looks for closed fds this often, and verifies so many numbers; an idle one does when it falls asleep. */
+enum { SWEEP_TURNS = 256, SWEEP_BUSY = 8 };
 
 static const unsigned wanted_bit[2] = {[AIO_READ] = AIO_IN, [AIO_WRITE] = AIO_OUT};
 
@@ -50,6 +54,14 @@ static void lose_both(AioContext *ctx, AioFdEntry *e) {
 /* A backend that holds files open must not wait until it has something to tell of them. */
 static void let_go(AioContext *ctx, int fd) {
   if (ctx->mon->holds) ctx->mon->update(ctx, fd, wanted(&ctx->fds[fd]), false);
+}
+
+int aio__fd_inspect(int fd, uint32_t *file) {
+  struct stat st;
+  if (fstat(fd, &st) < 0) return -errno;
+  if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)) return -EPERM; /* always "ready": as epoll, say so */
+  *file = (uint32_t)st.st_ino * 31 + (uint32_t)st.st_dev;
+  return 0;
 }
 
 static int grow_table(AioContext *ctx, int fd) {
@@ -93,8 +105,17 @@ static bool still_registered(const AioContext *ctx, const AioWatch *w, int fd, A
   return e->gen == w->gen && e->in_kernel && e->kernel & wanted_bit[dir] && !e->w[dir];
 }
 
+/* Without a registration to trust; where files are told apart, one that has come in place of another is found at once. */
+static int open_anew(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque) {
+  uint32_t was = w->fd == fd && ctx->mon->tells_files ? w->gen : 0;
+  int rc = aio_watch_open(w, ctx, fd, dir, ready, NULL, opaque);
+  if (rc < 0 || !was || w->gen == was) return rc;
+  aio_watch_close(w);
+  return -EBADF;
+}
+
 int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque) {
-  if (!still_registered(ctx, w, fd, dir)) return aio_watch_open(w, ctx, fd, dir, ready, NULL, opaque);
+  if (!still_registered(ctx, w, fd, dir)) return open_anew(w, ctx, fd, dir, ready, opaque);
   w->ready = ready;
   w->opaque = opaque;
   attach(w, ctx, &ctx->fds[fd]);
@@ -175,17 +196,32 @@ int aio__pollfds_fill(AioContext *ctx, bool with_notifier) {
   return n;
 }
 
-void aio__fds_sweep(AioContext *ctx) {
-  ctx->sweep_due = false;
+static void lose_fd(AioContext *ctx, int fd) {
+  lose_both(ctx, &ctx->fds[fd]);
+  let_go(ctx, fd);
+}
+
+/* Goes on where the last time ended. */
+static void verify_some(AioContext *ctx, const struct pollfd *v, uint32_t n, uint32_t most) {
+  uint32_t i = 0, left = most < n ? most : n;
+  while (i < n && v[i].fd < ctx->next_suspect) i++;
+  ctx->suspects = (ctx->suspects < n ? ctx->suspects : n) - (left < ctx->suspects ? left : ctx->suspects);
+  for (; left; left--, i++) {
+    if (i == n) i = 0;
+    ctx->next_suspect = v[i].fd + 1;
+    if (!(v[i].revents & POLLNVAL) && !ctx->mon->same(ctx, v[i].fd)) lose_fd(ctx, v[i].fd);
+  }
+}
+
+void aio__fds_sweep(AioContext *ctx, uint32_t most) {
   ctx->since_sweep = 0;
   int n = aio__pollfds_fill(ctx, false);
   struct pollfd *v = ctx->pollfds;
-  if (n <= 0 || poll(v, (nfds_t)n, 0) <= 0) return;
+  if (n <= 0) ctx->suspects = 0;
+  if (n <= 0 || poll(v, (nfds_t)n, 0) < 0) return;
   for (int i = 0; i < n; i++)
-    if (v[i].revents & POLLNVAL) {
-      lose_both(ctx, &ctx->fds[v[i].fd]);
-      let_go(ctx, v[i].fd);
-    }
+    if (v[i].revents & POLLNVAL) lose_fd(ctx, v[i].fd);
+  verify_some(ctx, v, (uint32_t)n, most);
 }
 
 /* The handler has returned, and its watch may be gone. */
@@ -219,7 +255,7 @@ static void run(AioContext *ctx, AioWatch *w) {
 bool aio__fds_run(AioContext *ctx) {
   bool progress = false;
   uint32_t last = ctx->fd_seq;
-  if (ctx->mon->blind && ++ctx->since_sweep >= SWEEP_TURNS && ctx->nwatches) aio__fds_sweep(ctx);
+  if (ctx->mon->blind && ++ctx->since_sweep >= SWEEP_TURNS && ctx->nwatches) aio__fds_sweep(ctx, SWEEP_BUSY);
   aio__shuffle(ctx, &ctx->fd_ready);
   while (!list_empty(&ctx->fd_ready)) {
     AioWatch *w = container_of(ctx->fd_ready.next, AioWatch, link);

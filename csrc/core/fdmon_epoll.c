@@ -14,7 +14,8 @@
 
 #include "internal.h"
 
-enum { BATCH = 256, BATCHES_PER_LOOK = 4 }; /* so often what is found is looked at: is the fd still open? */
+/* So often what is found is looked at: is the fd still open? And so often: is it still the same file's? */
+enum { BATCH = 256, BATCHES_PER_LOOK = 4, BATCHES_PER_CHECK = 64 };
 #define NOTIFIER_DATA UINT64_MAX
 
 static int ctl(AioContext *ctx, int op, int fd, unsigned events, uint64_t data) {
@@ -62,6 +63,14 @@ static int update(AioContext *ctx, int fd, unsigned events, bool verify) {
   return rc < 0 ? rc : 1;
 }
 
+static bool same(AioContext *ctx, int fd) {
+  AioFdEntry *e = &ctx->fds[fd];
+  if (!e->in_kernel) return true; /* nothing is expected of it */
+  int rc = ctl(ctx, EPOLL_CTL_MOD, fd, e->kernel, data_of(fd, e->gen));
+  if (rc == -ENOENT || rc == -EBADF) e->in_kernel = false;
+  return e->in_kernel;
+}
+
 static void rebuild(AioContext *ctx) {
   int fresh = epoll_create1(EPOLL_CLOEXEC);
   if (fresh < 0) return; /* the next stale event tries again */
@@ -105,7 +114,7 @@ static int wait(AioContext *ctx, int64_t timeout_ns) {
   if (ctx->rebuild) rebuild(ctx);
   int n = wait_ns(ctx, ev, timeout_ns), found = 0;
   if (n < 0) return -errno;
-  bool look = n > 0 && ++ctx->batches % BATCHES_PER_LOOK == 0;
+  bool look = n > 0 && ++ctx->batches % BATCHES_PER_LOOK == 0, check = look && ctx->batches % BATCHES_PER_CHECK == 0;
   for (int i = 0; i < n; i++) {
     if (ev[i].data.u64 == NOTIFIER_DATA) {
       ctx->notifier_fired = true;
@@ -113,11 +122,12 @@ static int wait(AioContext *ctx, int64_t timeout_ns) {
     }
     uint32_t fd = (uint32_t)ev[i].data.u64, gen = (uint32_t)(ev[i].data.u64 >> 32);
     bool current = fd < ctx->nfds && ctx->fds[fd].in_kernel && ctx->fds[fd].gen == gen;
-    bool gone = current && look && fcntl((int)fd, F_GETFD) < 0; /* a duplicate keeps the file open */
+    bool gone = current && look && (check ? !same(ctx, (int)fd) : fcntl((int)fd, F_GETFD) < 0); /* a duplicate keeps the file open */
     if (current) found += aio__fd_found(ctx, (int)fd, gone ? AIO_NVAL : revents_of(ev[i].events));
     if (!current || gone) ctx->rebuild = true;
   }
   return found;
 }
 
-const AioFdMon aio__fdmon_epoll = {.name = "epoll", .blind = true, .init = init, .fini = fini, .update = update, .wait = wait};
+const AioFdMon aio__fdmon_epoll = {.name = "epoll", .blind = true, .init = init, .fini = fini, .update = update,
+                                    .same = same, .wait = wait};

@@ -4,9 +4,7 @@
  * Way      wait -> aio__pollfds_fill -> ppoll -> aio__fd_found
  * Threads  home. */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <sys/stat.h>
 
 #include "internal.h"
 
@@ -20,13 +18,9 @@ static void fini(AioContext *ctx) { (void)ctx; }
 /* 1: the number belongs to another file than when it was last looked at. */
 static int update(AioContext *ctx, int fd, unsigned events, bool verify) {
   AioFdEntry *e = &ctx->fds[fd];
-  struct stat st;
-  if (!verify || !events) return 0;
-  if (fstat(fd, &st) < 0) return -errno;
-  if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)) return -EPERM; /* always "ready": as epoll, say so */
   uint32_t before = e->gen;
-  e->gen = (uint32_t)st.st_ino * 31 + (uint32_t)st.st_dev;
-  return (e->w[AIO_READ] || e->w[AIO_WRITE]) && e->gen != before;
+  int rc = verify && events ? aio__fd_inspect(fd, &e->gen) : 0;
+  return rc < 0 ? rc : (e->w[AIO_READ] || e->w[AIO_WRITE]) && e->gen != before;
 }
 
 static unsigned revents_of(short events) {
@@ -46,4 +40,5 @@ static int wait(AioContext *ctx, int64_t timeout_ns) {
   return found;
 }
 
-const AioFdMon aio__fdmon_poll = {.name = "poll", .blind = false, .init = init, .fini = fini, .update = update, .wait = wait};
+const AioFdMon aio__fdmon_poll = {.name = "poll", .tells_files = true, .init = init, .fini = fini, .update = update,
+                                   .wait = wait};

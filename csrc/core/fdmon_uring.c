@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "ring.h"
@@ -38,7 +37,6 @@ enum { ROUNDS = 8 }; /* useless answers forgiven within one wait */
 
 typedef struct Reg {  /* an fd's registration */
   uint32_t gen;       /* of the latest request */
-  uint32_t file;      /* tells files apart */
   int32_t next;       /* in the list of changes, or NONE */
   uint8_t want;       /* AIO_IN | AIO_OUT */
   uint8_t armed;      /* the same, of the request that has not been answered; 0: there is none */
@@ -343,14 +341,14 @@ static int grow_regs(Ring *r, int fd) {
   return rc;
 }
 
-/* 0: fd can be watched. */
 static int inspect(const AioContext *ctx, int fd, uint32_t *file) {
-  struct stat st;
-  if (fstat(fd, &st) < 0) return -errno;
-  if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)) return -EPERM; /* always "ready": as epoll, say so */
-  if (fd == ctx->pollfd) return -ELOOP;
-  *file = (uint32_t)st.st_ino * 31 + (uint32_t)st.st_dev;
-  return 0;
+  int rc = aio__fd_inspect(fd, file);
+  return rc == 0 && fd == ctx->pollfd ? -ELOOP : rc;
+}
+
+static bool same(AioContext *ctx, int fd) {
+  uint32_t file = 0;
+  return inspect(ctx, fd, &file) == 0 && file == ctx->fds[fd].gen;
 }
 
 static bool settle(AioContext *ctx);
@@ -365,8 +363,8 @@ static int update(AioContext *ctx, int fd, unsigned events, bool verify) {
   if (rc < 0) return rc;
   Reg *g = &r->regs[fd];
   if (verify) {
-    reused = g->want && g->file != file;
-    g->file = file;
+    reused = g->want && ctx->fds[fd].gen != file;
+    ctx->fds[fd].gen = file;
     g->renew = true;
   }
   g->want = (uint8_t)events;
@@ -448,10 +446,11 @@ static int update(AioContext *ctx, int fd, unsigned events, bool verify) {
   return (void)ctx, (void)fd, (void)events, (void)verify, -ENOSYS;
 }
 static int wait(AioContext *ctx, int64_t timeout_ns) { return (void)ctx, (void)timeout_ns, -ENOSYS; }
+static bool same(AioContext *ctx, int fd) { return (void)ctx, (void)fd, true; }
 static bool settle(AioContext *ctx) { return (void)ctx, true; }
 static bool peek(AioContext *ctx) { return (void)ctx, true; }
 
 #endif
 
-const AioFdMon aio__fdmon_uring = {.name = "io_uring", .blind = true, .holds = true, .init = init, .fini = fini, .update = update,
-                                   .wait = wait, .settle = settle, .peek = peek};
+const AioFdMon aio__fdmon_uring = {.name = "io_uring", .blind = true, .holds = true, .tells_files = true, .init = init, .fini = fini,
+                                   .update = update, .same = same, .wait = wait, .settle = settle, .peek = peek};

@@ -17,6 +17,7 @@ void *aio__aligned(size_t size);          /* for transfers past the page cache; 
 int aio__grow(void **v, uint32_t *cap, uint32_t need, size_t size);
 
 #define SWEEP_NS INT64_C(20000000) /* asleep for so long: time to look for fds closed behind our back */
+enum { SWEEP_ASLEEP = 64 };        /* and to verify so many numbers */
 
 /* ---- fd monitors --------------------------------------------------------------------------------------------- */
 
@@ -24,7 +25,7 @@ enum { AIO_IN = 1, AIO_OUT = 2, AIO_ERR = 4, AIO_HUP = 8, AIO_NVAL = 16 };
 
 typedef struct AioFdEntry {
   AioWatch *w[2];   /* by AioDir */
-  uint32_t gen;     /* epoll: counts registrations of this number with the kernel; poll: tells files apart */
+  uint32_t gen;     /* epoll: counts registrations of this number with the kernel; poll, io_uring: tells files apart */
   uint8_t kernel;   /* AIO_IN | AIO_OUT as the backend has it registered */
   uint8_t in_kernel;/* registered at all */
   uint8_t busy;     /* 1 << AioDir: its handler is on the C stack */
@@ -36,10 +37,12 @@ typedef struct AioFdMon {
   const char *name;
   bool blind;                                /* does not report fds that were closed while registered */
   bool holds;                                /* keeps a registered fd's file open: to be told when nobody wants it */
+  bool tells_files;                          /* an entry's `gen` is that of the file, as it was when it was last verified */
   int (*init)(AioContext *ctx);
   void (*fini)(AioContext *ctx);
   /* Brings the kernel's idea of fd to `events` (0: none). `verify`: the number may have been reused since. */
   int (*update)(AioContext *ctx, int fd, unsigned events, bool verify);
+  bool (*same)(AioContext *ctx, int fd);     /* or NULL: asks the kernel: is the number still that of the registered file? */
   int (*wait)(AioContext *ctx, int64_t timeout_ns); /* number of fds found, or -errno */
   bool (*settle)(AioContext *ctx); /* or NULL: tells the kernel what must not wait for the next wait; false: it cannot now */
   bool (*peek)(AioContext *ctx);   /* or NULL: memory alone: may `wait` find something? */
@@ -128,7 +131,8 @@ struct AioContext {
   AioWatch *tested;
   uint32_t fd_seq, nwatches;
   unsigned skipped;              /* turns since the kernel was asked */
-  bool sweep_due;                /* others' code ran since closed fds were looked for */
+  uint32_t suspects;             /* so many of the watched fds are not verified since others' code ran; more: all */
+  int next_suspect;              /* from which number on */
   unsigned since_sweep;
   int pollfd;                    /* of the backend, readable when it has something to tell; -1: it has none */
   bool rebuild;                  /* epoll: a registration has outlived its fd */
@@ -160,6 +164,9 @@ struct AioContext {
   unsigned depth;                /* home: polls on the C stack */
   AioStats stats;
 };
+
+/* Others' code ran: what is watched may have been closed. */
+static inline void aio__fds_suspect(AioContext *ctx) { ctx->suspects = UINT32_MAX; }
 
 static inline uintptr_t aio__self(void) { return (uintptr_t)pthread_self(); }
 static inline bool aio__is_home(AioContext *ctx) {
@@ -204,7 +211,8 @@ int64_t aio__vclock_timeout(const AioVClock *vc, int64_t deadline);
 bool aio__fd_found(AioContext *ctx, int fd, unsigned revents); /* false: nobody is interested */
 int aio__fds_wait(AioContext *ctx, int64_t timeout_ns);        /* asks the backend; EINTR ends the wait, no more */
 bool aio__fds_settle(AioContext *ctx);                         /* before others may sleep; false: they may be deaf */
-void aio__fds_sweep(AioContext *ctx);                          /* finds fds closed behind our back */
+void aio__fds_sweep(AioContext *ctx, uint32_t most);           /* finds fds closed behind our back; verifies so many numbers */
+int aio__fd_inspect(int fd, uint32_t *file);                   /* 0: it can be watched, *file tells its file from others */
 bool aio__fds_run(AioContext *ctx);
 void aio__fds_drop(AioContext *ctx);
 bool aio__fds_test(AioContext *ctx);                           /* busy polling: ask the tests */

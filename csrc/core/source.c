@@ -112,7 +112,7 @@ static int64_t plan(AioSource *s) {
   int64_t timeout = aio__plan(ctx);
   if (timeout > 0 && aio__vclock_jump(ctx)) timeout = aio__plan(ctx);
   if (!timeout || !ctx->mon->blind || !ctx->nwatches) return timeout;
-  if (ctx->sweep_due && !s->sweep_at) s->sweep_at = now() + SWEEP_NS;
+  if (ctx->suspects && !s->sweep_at) s->sweep_at = now() + SWEEP_NS;
   if (!s->sweep_at) return timeout;
   int64_t left = s->sweep_at - now();
   return aio__earlier(timeout, left < 1 ? 1 : left);
@@ -122,10 +122,10 @@ static int64_t plan(AioSource *s) {
 static void sweep_when_due(AioSource *s) {
   AioContext *ctx = s->ctx;
   if (!s->sweep_at) {
-    ctx->sweep_due = true;
+    aio__fds_suspect(ctx);
   } else if (now() >= s->sweep_at) {
     s->sweep_at = 0;
-    aio__fds_sweep(ctx);
+    aio__fds_sweep(ctx, SWEEP_ASLEEP);
   }
 }
 

@@ -4,7 +4,7 @@
  * Way      aio_stream_read, or aio_stream_fill -> the input -> aio_input_find -> aio_stream_take; aio_stream_write
  * Threads  whoever owns the stream; aio_may_try: home.
  * Owner    the caller; aio_stream_close closes the fd and frees the input.
- * Keep     nothing here waits. Writing never raises SIGPIPE, and leaves the one alone that somebody else is to get. */
+ * Keep     nothing here waits. A number that is known to be closed is never closed again. Writing never raises SIGPIPE, and leaves the one alone that somebody else is to get. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -28,8 +28,18 @@ void aio_stream_open(AioStream *s, int fd, bool socket) { *s = (AioStream){.fd =
 
 void aio_stream_forget(AioStream *s) {
   s->fd = -1;
+  s->error = 0;
   s->restore = false;
   aio_input_free(&s->in);
+}
+
+/* Whoever closed it left a number that may be another's soon. What has arrived is there still. */
+static int failed(AioStream *s, int error) {
+  if (error != EBADF || fcntl(s->fd, F_GETFD) >= 0) return -error;
+  s->fd = -1;
+  s->restore = false;
+  if (!s->error) s->error = (int16_t)-error;
+  return -error;
 }
 
 void aio_stream_close(AioStream *s) {
@@ -82,7 +92,7 @@ int64_t aio_stream_read(AioStream *s, void *buf, size_t len) {
   if (n == 0 && len) s->eof = true;
   if (n >= 0) return n;
   if (errno == EAGAIN || errno == EWOULDBLOCK) return -EAGAIN;
-  return s->error = (int16_t)-errno;
+  return s->error = (int16_t)failed(s, errno);
 }
 
 /* Much is asked of who has sent much, little of others. */
@@ -152,7 +162,7 @@ int64_t aio_stream_write(AioStream *s, const AioPiece *v, size_t n) {
   do got = s->socket ? send_pieces(s->fd, v, n) : write_pieces(s->fd, v, n);
   while (got < 0 && errno == EINTR);
   if (got >= 0) return got;
-  return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+  return errno == EWOULDBLOCK ? -EAGAIN : failed(s, errno);
 }
 
 size_t aio_pieces_skip(AioPiece *v, size_t count, size_t n) {
