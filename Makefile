@@ -111,7 +111,7 @@ bench: $(module)
 asan:
 	@RUN="env LD_PRELOAD=$$($(CC) -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=exitcode=99:fast_unwind_on_malloc=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	SPEC_SECONDS=400 $(MAKE) --no-print-directory check BUILD=build-asan SAN="-fsanitize=address,undefined -fno-omit-frame-pointer"
+	SPEC_SECONDS=300 $(MAKE) --no-print-directory check BUILD=build-asan SAN="-fsanitize=address,undefined -fno-omit-frame-pointer"
 
 # Its shadow memory does not fit the address layout of newer kernels unless that is fixed by setarch.
 tsan:
@@ -122,15 +122,15 @@ tsan:
 grounds = bh timer wait watch cancel scope group wrap queue pool signal buffer
 valgrind:
 	@RUN="valgrind -q --leak-check=full --errors-for-leak-kinds=definite --keep-debuginfo=yes --error-exitcode=9" \
-	SPEC_SECONDS=280 BUSTED="--exclude-tags=slow $(grounds:%=spec/bind/%_spec.lua)" $(MAKE) --no-print-directory check-lua
+	SPEC_SECONDS=280 BUSTED=--exclude-tags=slow SPECS="$(grounds:%=spec/bind/%_spec.lua)" $(MAKE) --no-print-directory check-lua
 
 # The specs of what waits, with the collector at work at every step.
 waits = matrix cancel scope group wrap sync queue random file buffer udp socket
 gc: $(module) $(spec_helpers)
 	@for mode in generational incremental; do \
 	  echo "$$mode:"; \
-	  GC_MODE=$$mode lua5.4 /usr/bin/busted --ignore-lua --cpath="$(BUILD)/?.so" --helper=spec/support/collect.lua \
-	    -o utfTerminal $(waits:%=spec/bind/%_spec.lua) || exit 1; \
+	  GC_MODE=$$mode BUSTED=--helper=spec/support/collect.lua SPECS="$(waits:%=spec/bind/%_spec.lua)" \
+	    sh spec/run.sh $(BUILD) lua || exit 1; \
 	done
 
 # A host in which every allocation fails once, and then all from there on.
@@ -152,10 +152,10 @@ shimmed = env SHIM=bytes SHIM_REPORT=$(BUILD)/shim.report LD_PRELOAD=$(CURDIR)/$
 unaware = stream server connect reused
 shim: $(module) $(spec_helpers) $(BUILD)/shim.so
 	@rm -f $(BUILD)/shim.report
-	@RUN="$(shimmed)" BUSTED="--filter=on.epoll --exclude-tags=whole $(unaware:%=spec/bind/%_spec.lua)" \
-	  sh spec/run.sh $(BUILD) lua
-	@RUN="$(shimmed) SHIM_SEED=1" BUSTED="--filter=poll.on.epoll --exclude-tags=whole,first $(unaware:%=spec/bind/%_spec.lua)" \
-	  sh spec/run.sh $(BUILD) lua
+	@RUN="$(shimmed)" BUSTED="--filter=on.epoll --exclude-tags=whole" \
+	  SPECS="$(unaware:%=spec/bind/%_spec.lua)" sh spec/run.sh $(BUILD) lua
+	@RUN="$(shimmed) SHIM_SEED=1" BUSTED="--filter=poll.on.epoll --exclude-tags=whole,first" \
+	  SPECS="$(unaware:%=spec/bind/%_spec.lua)" sh spec/run.sh $(BUILD) lua
 	@cat $(BUILD)/shim.report
 	@awk '{ cut += $$1; refused += $$5 } END { exit !(cut > 100000 && refused > 10000) }' $(BUILD)/shim.report
 

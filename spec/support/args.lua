@@ -80,10 +80,16 @@ local function in_folder(fn, folder)
   end
 end
 
+-- Numbers are names and addresses, too; a server far away would be asked for them.
+local function at_home(fn)
+  return function(host, ...) return fn(tonumber(host) and "127.0.0.1" or host, ...) end
+end
+
 local function find(name, folder)
   local where, sep, what = name:match "^(%w+)([.:])([%w_]+)$"
   if sep == ":" then return methods_of(where)[what], where end
   local fn = (where == "aio" and aio or glib)[what]
+  if name == "aio.getnameinfo" or name == "aio.getaddrinfo" then return at_home(fn) end
   return folder and in_folder(fn, folder) or fn
 end
 
