@@ -24,9 +24,10 @@ describe("group", function()
       in_task(d, ctx, function()
         do
           local group <close> = aio.group()
+          local start = aio.now()
           for i = 1, 3 do
             local task = group:spawn(function(a, b)
-              aio.sleep(a / 1000)
+              aio.sleep_until(start + a / 200)
               log[#log + 1] = b
             end, 4 - i, i)
             assert.equal("task", aio.type(task))

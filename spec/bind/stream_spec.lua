@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: MIT
 --- Streams: what is read and written, in whatever portions it comes, and what ends it.
 --
--- Keep  `make shim` runs these a byte at a time, but for what counts on how much a turn moves (#whole), and, where calls
---       are refused by lot, on a first one that succeeds (#first).
+-- Keep  `make shim` runs these a byte at a time, but for what counts on how much a turn moves (#whole), and, where
+--       calls are refused by lot, on a first one that succeeds (#first).
 
 local aio = require "aioloop"
 local child = require "spec.support.child"
@@ -51,8 +51,8 @@ describe("stream:read", function()
     after_each(tasks.collect)
 
     it("reads as io.read does, however small the portions", function()
-      local texts = { "", "\n", "one", "one\n", "one\ntwo\n\nthree", ("x"):rep(MUCH // 200) .. "\n" .. ("y"):rep(MUCH // 100),
-        "1\n0x1F\n -2.5e1rest\n" }
+      local texts = { "", "\n", "one", "one\n", "one\ntwo\n\nthree",
+        ("x"):rep(MUCH // 200) .. "\n" .. ("y"):rep(MUCH // 100), "1\n0x1F\n -2.5e1rest\n" }
       local formats = { { "l", "l", "l", "l", "l" }, { "L", "L", "L", "L", "L" }, { 1, 2, 3, "l", 4000, 0 },
         { "a", "a" }, { "l", "a", "a" }, { 3, "a" }, { 0, "l", 0 } }
       for _, text in ipairs(texts) do
