@@ -2,6 +2,7 @@
 -- SPDX-License-Identifier: MIT
 -- Yields: resume, and what wrap returns, do when the coroutine waits.
 -- Keep    what create returns is no thread for others: only resume and status of this library know it.
+-- @module aioloop.socket
 
 local core = require "aioloop.core"
 

@@ -1,6 +1,7 @@
 --- What aioloop.socket says of names and of errors: LuaSocket's words for them.
 -- SPDX-License-Identifier: MIT
 -- Yields: every function of `dns` but gethostname.
+-- @module aioloop.socket
 
 local core = require "aioloop.core"
 local raw = core.sockets()

@@ -2,6 +2,7 @@
 -- SPDX-License-Identifier: MIT
 -- Way     install: package.loaded. require: package.path -> a chunk of its own, whose `require` is this one again
 -- Yields  what the library does when it is loaded.
+-- @module aioloop.socket
 
 local M = {}
 

@@ -3,6 +3,7 @@
 -- Way     collect: fds, and what is wanted of each -> ready now? -> wait_any -> collect again
 -- Yields  select does; with a time limit of 0 it does not wait, but lets others run where nothing is ready.
 -- Keep    an object that is closed meanwhile is ready: its caller is to find that out.
+-- @module aioloop.socket
 
 local core = require "aioloop.core"
 

@@ -4,6 +4,7 @@
 -- Yields  connect, accept, send, receive, and bind with a name. With a time limit of 0 they do not wait, but what finds
 --         nothing to do lets others run, since its caller is going to try again.
 -- Keep    what receive returns is taken, also the part that came before an error; what send counts is with the kernel.
+-- @module aioloop.socket
 
 local core = require "aioloop.core"
 local streams = require "aioloop.stream"

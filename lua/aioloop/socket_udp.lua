@@ -3,6 +3,7 @@
 -- Way     method -> the object's own one, with a time limit of 0 -> "timeout": wait for its fd, and again
 -- Yields  receive, receivefrom, send, sendto; setsockname and setpeername with a name.
 -- Keep    the object is never asked to wait, nor to look up a name.
+-- @module aioloop.socket
 
 local core = require "aioloop.core"
 local names = require "aioloop.socket_dns"
@@ -139,7 +140,7 @@ local function wrap(kind, udp, why)
   return setmetatable({ kind = kind, udp = udp, block = -1, total = -1 }, Datagrams)
 end
 
---- Sockets of datagrams, as LuaSocket's udp, udp4, udp6 and socket.unix.dgram make them.
+-- Sockets of datagrams, as LuaSocket's udp, udp4, udp6 and socket.unix.dgram make them.
 for _, name in ipairs { "udp", "udp4", "udp6" } do
   M[name] = function() return wrap("udp", make("socket.core", name)) end
 end
