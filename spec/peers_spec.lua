@@ -76,6 +76,14 @@ describe("socat", function()
         local file = shell.patiently(io.open, path, "r+")
         local terminal <close> = assert(aio.stream(file))
         file:close()
+        -- It is there before socat has made it raw, and says more until then.
+        terminal:settimeout(0.05)
+        repeat
+          terminal:write "raw\n"
+          local first, more = terminal:read(), false
+          while terminal:read() do more = true end
+        until first == "raw" and not more
+        terminal:settimeout()
         for i = 1, 3 do
           terminal:write("line ", i, "\n")
           assert.equal("line " .. i, terminal:read())
