@@ -219,6 +219,8 @@ int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *read
  * is not known yet, the watch is lost soon. */
 int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque);
 void aio_watch_close(AioWatch *w);
+/* Calls `ready` in this turn or the next, whether the fd is ready or not. */
+void aio_watch_stir(AioWatch *w);
 static inline bool aio_watch_is_open(const AioWatch *w) { return w->ctx != NULL; }
 
 /* An event notifier: an eventfd, or a non-blocking pipe where there is none. */
@@ -420,8 +422,18 @@ typedef struct AioPiece { /* laid out as a struct iovec */
   size_t len;
 } AioPiece;
 
+/* What stands between a stream and its fd, as TLS does. Reading and writing are as aio_stream_read and aio_stream_write say. */
+typedef struct AioFilter {
+  int64_t (*read)(struct AioFilter *f, void *buf, size_t len);
+  int64_t (*write)(struct AioFilter *f, const AioPiece *v, size_t n);
+  uint8_t wants[2];     /* AioDir that reading, and writing, waits for since its last -EAGAIN */
+  bool more;            /* it has bytes to be read of which the fd knows nothing */
+  bool held;            /* writing has begun with bytes that it did not count: they must be the next to come again */
+} AioFilter;
+
 typedef struct AioStream {
   AioInput in;          /* arrived, and not taken yet; no memory while there is nothing */
+  AioFilter *filter;    /* NULL: none; the caller's */
   int fd;               /* -1: closed; with an error: by others */
   int16_t error;        /* -errno that ended reading, or 0 */
   uint8_t chunk;        /* log2 of how many bytes are asked for next */
@@ -435,6 +447,7 @@ typedef struct AioStream {
 void aio_stream_open(AioStream *s, int fd, bool socket);
 void aio_stream_close(AioStream *s); /* twice is fine */
 void aio_stream_forget(AioStream *s); /* as close, and the fd stays as it is */
+int aio_stream_release(AioStream *s); /* as close, but it is the caller who closes the fd */
 /* Takes an fd of somebody else's: makes it non-blocking, or with `copy` a duplicate of it. 0, -EINVAL: what is no stream
  * (a file, a directory, a socket of datagrams), -EBADF, -EMFILE. */
 int aio_stream_adopt(AioStream *s, int fd, bool copy);
@@ -445,7 +458,14 @@ int64_t aio_stream_fill(AioStream *s, size_t want);
 void aio_stream_take(AioStream *s, size_t n); /* from the input */
 /* Writes what the kernel takes at once: bytes, -EAGAIN, -errno. No SIGPIPE. */
 int64_t aio_stream_write(AioStream *s, const AioPiece *v, size_t n);
-int aio_stream_shutdown(AioStream *s); /* its writing half */
+int aio_stream_shutdown(AioStream *s); /* its writing half; -EOPNOTSUPP: not through a filter */
+typedef struct AioSigpipe {
+  bool blocked, theirs;
+} AioSigpipe;
+
+/* Around what may write to a pipe or socket that nobody reads: no signal comes of it. `raised`: there may be one. */
+void aio_sigpipe_block(AioSigpipe *p);
+void aio_sigpipe_unblock(const AioSigpipe *p, bool raised);
 /* Steps over n bytes of the pieces; returns how many pieces are through, the next is shortened. */
 size_t aio_pieces_skip(AioPiece *v, size_t count, size_t n);
 /* Whether a stream may be tried without waiting: so many times for each callback or coroutine entry, so that who always

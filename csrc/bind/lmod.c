@@ -33,7 +33,8 @@ LRuntime *aioL_find_runtime(lua_State *L) {
 static const char *const class_names[L_KINDS] = {
   "aioloop.context", "aioloop.bh", "aioloop.timer", "aioloop.watch", "aioloop.task", "aioloop.clock", "aioloop.signal", "aioloop.cancelled", "aioloop.wrap",
   "aioloop.group", "aioloop.will", "aioloop.mutex", "aioloop.rwlock", "aioloop.condition", "aioloop.semaphore", "aioloop.event", "aioloop.queue",
-  "aioloop.buffer", "aioloop.file", "aioloop.stream", "aioloop.server", "aioloop.udp"};
+  "aioloop.buffer", "aioloop.file", "aioloop.stream", "aioloop.server", "aioloop.udp",
+  "aioloop.tls"};
 
 const char aioL_marks[L_KINDS];
 

@@ -77,6 +77,7 @@ static void free_out(LStream *s) {
   if (c->core && !aio_context_closed(c->core)) aio_bh_close(&out->again);
   let_stream_go(out);
   free(out);
+  if (s->s.filter) aioL_read_stir(s);
   aioL_context_unref(c->rt->main, c);
 }
 
@@ -125,16 +126,18 @@ static int push_some(LWrite *w) {
 static int push(LWrite *w) {
   if (w->kind == W_END) return shut_down(w);
   if (w->kind == W_CONNECT) return find_outcome(w);
-  if (w->kind == W_SOME) return push_some(w);
+  if (w->kind == W_SOME && !w->s->s.filter) return push_some(w);
   for (int i = 0; i < ROUNDS && w->left; i++) {
     size_t batch = w->n - w->at < BATCH ? w->n - w->at : BATCH, asked = 0;
     for (size_t k = 0; k < batch; k++) asked += w->v[w->at + k].len;
     int64_t n = aio_stream_write(&w->s->s, w->v + w->at, batch);
+    w->begun |= aioL_out_held(w->s);
     if (n < 0) return (int)n;
     w->at += (uint32_t)aio_pieces_skip(w->v + w->at, w->n - w->at, (size_t)n);
     w->left -= (size_t)n;
     w->s->out->queued -= (size_t)n;
     w->begun = true;
+    if (w->kind == W_SOME) w->done += (int)n;
     if ((size_t)n < asked) return -EAGAIN;
   }
   return w->left ? -EAGAIN : 0;
@@ -157,12 +160,26 @@ static void push_all(LStream *s, AioLink *over) {
 
 static void on_writable(void *opaque);
 
-/* Sees to it that what is queued will be gone on with. */
+/* Sees to it that what is queued will be gone on with. Where who reads has the watch that this needs, he stirs this half. */
 static int go_on_later(LStream *s) {
   LOut *out = s->out;
-  if (aio_watch_is_open(&out->watch)) return 0;
+  const AioFilter *f = s->s.filter;
+  AioDir dir = f ? (AioDir)f->wants[AIO_WRITE] : AIO_WRITE;
+  if (aio_watch_is_open(&out->watch) && out->watch.dir == dir) return 0;
   if (s->s.fd < 0) return -ESHUTDOWN;
-  return aio_watch_again(&out->watch, out->c->core, s->s.fd, AIO_WRITE, on_writable, s);
+  aio_watch_close(&out->watch);
+  int rc = aio_watch_again(&out->watch, out->c->core, s->s.fd, dir, on_writable, s);
+  if (!f) return rc;
+  aioL_read_stir(s);
+  return rc == -EEXIST && s->reader ? 0 : rc;
+}
+
+void aioL_out_retry(LStream *s) {
+  if (s->out && !s->out->c->closed) aio_bh_schedule(&s->out->again);
+}
+
+void aioL_out_stir(LStream *s) {
+  if (s->out && !aio_watch_is_open(&s->out->watch)) aioL_out_retry(s);
 }
 
 static void fail_all(LStream *s, int rc, AioLink *over) {
@@ -219,10 +236,16 @@ static void pump(LStream *s) {
 
 static void on_writable(void *opaque) {
   LStream *s = opaque;
-  if (s->out->watch.lost)
+  if (s->out->watch.lost) {
     aioL_stream_close(s, true);
-  else
-    pump(s);
+    return;
+  }
+  if (s->s.filter && s->reader && !aio_watch_is_open(&s->watch)) { /* who reads has waited for this, too, and goes first */
+    aio_watch_close(&s->out->watch);
+    aioL_read_stir(s);
+    return;
+  }
+  pump(s);
 }
 
 static void on_again(void *opaque) { pump(opaque); }
@@ -310,7 +333,7 @@ static void begin(LWrite *w, size_t done) {
   w->s->out->queued -= done;
   w->left -= done;
   w->at = (uint32_t)aio_pieces_skip(w->v, w->n, done);
-  w->begun = done > 0;
+  w->begun = done > 0 || (aioL_out_held(w->s) && w->s->out->writes.next == &w->link);
 }
 
 static int cannot_go_on(lua_State *L, LStream *s, LWrite *w, int rc) {
@@ -319,6 +342,8 @@ static int cannot_go_on(lua_State *L, LStream *s, LWrite *w, int rc) {
   if (list_empty(&s->out->writes)) free_out(s);
   return aioL_stream_unwatchable(L, s, rc);
 }
+
+bool aioL_out_held(const LStream *s) { return s->s.filter && s->s.filter->held; }
 
 size_t aioL_out_queued(const LStream *s) { return s->out ? s->out->queued : 0; }
 
@@ -345,6 +370,7 @@ int aioL_out_wait(lua_State *L, LContext *c, LStream *s, LWriteKind kind, const 
   s->write_error = 0;
   begin(w, done);
   w->kind = (uint8_t)kind;
+  if (kind == W_SOME) w->done = (int)done;
   int rc = again ? 0 : go_on_later(s);
   if (rc < 0) return aioL_ticket_drop(tk), cannot_go_on(L, s, w, rc);
   if (again) aio_bh_schedule(&s->out->again);

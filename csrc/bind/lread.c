@@ -36,14 +36,15 @@ void aioL_read_close(LStream *s) {
   s->reading = NULL;
 }
 
-static void leave(LTicket *tk) {
+void aioL_read_leave(LTicket *tk) {
   LStream *s = tk->op;
   if (!s) return;
   aio_watch_close(&s->watch);
   if (tk->outcome != L_DONE) s->reader = NULL;
+  if (s->s.filter) aioL_out_stir(s);
 }
 
-static void revoke(lua_State *L, LTicket *tk) {
+void aioL_read_revoke(lua_State *L, LTicket *tk) {
   UNUSED(L);
   if (tk->op) ((LStream *)tk->op)->reader = NULL;
 }
@@ -53,9 +54,45 @@ static size_t missing(const LStream *s);
 static int direct_results(lua_State *L, LTicket *tk);
 static int read_results(lua_State *L, LTicket *tk);
 
-static const LWaitOps read_ops = {.name = "stream:read", .leave = leave, .results = read_results, .revoke = revoke};
-static const LWaitOps some_ops = {.name = "stream:readsome", .leave = leave, .results = direct_results, .revoke = revoke};
-static const LWaitOps into_ops = {.name = "stream:readinto", .leave = leave, .results = direct_results, .revoke = revoke};
+static const LWaitOps read_ops = {.name = "stream:read", .leave = aioL_read_leave, .results = read_results,
+  .revoke = aioL_read_revoke};
+static const LWaitOps some_ops = {.name = "stream:readsome", .leave = aioL_read_leave, .results = direct_results,
+  .revoke = aioL_read_revoke};
+static const LWaitOps into_ops = {.name = "stream:readinto", .leave = aioL_read_leave, .results = direct_results,
+  .revoke = aioL_read_revoke};
+
+static void on_readable(void *opaque);
+
+/* Where the other half has the watch for what this one waits for, it will stir this one. */
+int aioL_read_watch(LStream *s, AioContext *core, AioFn *ready) {
+  const AioFilter *f = s->s.filter;
+  int rc = aio_watch_again(&s->watch, core, s->s.fd, f ? (AioDir)f->wants[AIO_READ] : AIO_READ, ready, s);
+  if (rc == -EEXIST && f && s->out) return 0;
+  if (rc == 0 && f && f->more) aio_watch_stir(&s->watch);
+  return rc;
+}
+
+static void watch_anew(LStream *s) {
+  LTicket *tk = s->reader;
+  if (tk->c->closed) return;
+  aio_watch_close(&s->watch);
+  aioL_out_stir(s);
+  int rc = aioL_read_watch(s, tk->c->core, on_readable);
+  if (rc < 0) aioL_take_later(tk, L_FAILED, rc);
+}
+
+void aioL_read_stir(LStream *s) {
+  if (s->reader && !aio_watch_is_open(&s->watch)) watch_anew(s);
+}
+
+/* Not all is there: the filter may wait for something else now, or have more of which the fd knows nothing. */
+static void go_on(LStream *s) {
+  const AioFilter *f = s->s.filter;
+  if (s->watch.dir != f->wants[AIO_READ])
+    watch_anew(s);
+  else if (f->more)
+    aio_watch_stir(&s->watch);
+}
 
 /* A task reads for itself when it runs, unless it waits for pieces. Who polls must find the bytes when it is told. */
 static void on_readable(void *opaque) {
@@ -65,26 +102,29 @@ static void on_readable(void *opaque) {
     aioL_stream_close(s, true); /* the number may be somebody else's by now */
     return;
   }
+  if (s->s.filter) aioL_out_stir(s);
   bool direct = tk->ops != &read_ops;
   if (direct && !tk->polls) {
     aioL_take(tk, L_DONE, 0);
     return;
   }
   int64_t n = aio_stream_fill(&s->s, direct ? 0 : missing(s));
+  if (s->reader != tk) return; /* a finaliser has closed it */
   s->uses++;
-  if (n == -EAGAIN) return;
   if (n == -ENOMEM && !s->s.error)
     aioL_take(tk, L_FAILED, -ENOMEM);
-  else if (direct || look(s))
+  else if (n != -EAGAIN && (direct || look(s)))
     aioL_take(tk, L_DONE, 0);
+  else if (s->s.filter)
+    go_on(s);
 }
 
-static int wait_for(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops) {
+int aioL_read_wait(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops, AioFn *ready) {
   uint16_t uses = s->uses;
   LTicket *tk = aioL_ticket(L, c, ops);
   if (s->watched != c->core) s->watch = (AioWatch){.ctx = NULL};
   int rc = s->s.fd < 0 ? -ESHUTDOWN : s->reader || s->uses != uses ? -EBUSY : 0; /* a finaliser, just now */
-  if (rc == 0) rc = aio_watch_again(&s->watch, c->core, s->s.fd, AIO_READ, on_readable, s);
+  if (rc == 0) rc = aioL_read_watch(s, c->core, ready);
   if (rc < 0) {
     aioL_ticket_drop(tk);
     return aioL_stream_unwatchable(L, s, rc);
@@ -112,9 +152,9 @@ static bool may_try(const LStream *s, LContext *c, bool again) {
   return !s->s.drained && aio_may_try(c->core);
 }
 
-static int ended(lua_State *L, int rc) { /* [-0, +2 or 3, m] */
+static int ended(lua_State *L, const LStream *s, int rc) { /* [-0, +2 or 3, m] */
   if (rc == 0 || rc == -ENODATA) return aioL_eof(L);
-  if (rc != -EMSGSIZE) return aioL_fail(L, rc);
+  if (rc != -EMSGSIZE) return aioL_stream_fail(L, s, rc);
   return luaL_pushfail(L), lua_pushliteral(L, "too long"), lua_pushinteger(L, EMSGSIZE), 3;
 }
 
@@ -133,7 +173,21 @@ static __attribute__((noinline)) int64_t push_some(lua_State *L, LStream *s, siz
   return n;
 }
 
+/* What a filter does may run finalisers: no memory of the buffer's is at stake meanwhile. */
+static __attribute__((noinline)) int64_t into_buffer_filtered(lua_State *L, LStream *s) { /* [-0, +1 if > 0, v] */
+  char scratch[SCRATCH];
+  LBuffer *b = aioL_check_buffer(L, 2);
+  size_t cap = b->cap;
+  int64_t n = aio_stream_read(&s->s, scratch, cap < sizeof scratch ? cap : sizeof scratch);
+  if (n <= 0) return n;
+  b = aioL_check_buffer(L, 2);
+  if (b->cap < cap) luaL_error(L, "the buffer was used by a finaliser");
+  memcpy(aioL_buffer_block(L, b)->data, scratch, (size_t)n);
+  return b->len = (size_t)n, lua_pushinteger(L, n), n;
+}
+
 static int64_t into_buffer(lua_State *L, LStream *s) { /* [-0, +1 if > 0, v] stack: stream, buffer */
+  if (s->s.filter && !aio_input_size(&s->s.in)) return into_buffer_filtered(L, s);
   LBuffer *b = aioL_check_buffer(L, 2);
   char *data = aioL_buffer_block(L, b)->data;
   size_t have = aio_input_size(&s->s.in);
@@ -160,7 +214,7 @@ static int64_t some(lua_State *L, LStream *s) { /* [-0, +1 if > 0, v] stack: str
 
 static int direct(lua_State *L, LStream *s) { /* [-0, +n, v] 0: nothing is there */
   int64_t n = lua_isinteger(L, 2) ? some(L, s) : into_buffer(L, s);
-  return n > 0 ? 1 : n == -EAGAIN ? 0 : ended(L, (int)n);
+  return n > 0 ? 1 : n == -EAGAIN ? 0 : ended(L, s, (int)n);
 }
 
 static int read_direct(lua_State *L, LStream *s, const LWaitOps *ops) {
@@ -169,7 +223,7 @@ static int read_direct(lua_State *L, LStream *s, const LWaitOps *ops) {
   int n = aio_input_size(&s->s.in) || s->s.eof || s->s.error || may_try(s, c, false) ? direct(L, s) : 0;
   if (n) return n;
   if (s->timeout <= 0) return aioL_timed_out(L);
-  return wait_for(L, c, s, ops);
+  return aioL_read_wait(L, c, s, ops, on_readable);
 }
 
 static int direct_results(lua_State *L, LTicket *tk) {
@@ -182,7 +236,7 @@ static int direct_results(lua_State *L, LTicket *tk) {
   int n = direct(L, s);
   if (n) return n;
   aioL_check_open(L, c);
-  return wait_for(L, c, s, ops); /* somebody else has read from the same file */
+  return aioL_read_wait(L, c, s, ops, on_readable); /* somebody else has read from the same file */
 }
 
 /*** Reads what is there, as soon as there is anything.
@@ -263,7 +317,7 @@ static int give(lua_State *L, LStream *s, int code) {
   if (no_number)
     lua_pushliteral(L, "not a number");
   else if (code < 0)
-    ended(L, code);
+    ended(L, s, code);
   return lua_gettop(L) - top;
 }
 
@@ -352,14 +406,16 @@ static int stream_read(lua_State *L) {
   check_formats(L, s);
   int code;
   for (bool again = false; (code = look(s)) == 0 && may_try(s, c, again); again = true) {
+    uint16_t uses = s->uses;
     int64_t n = aio_stream_fill(&s->s, missing(s));
+    if (s->uses != uses) return luaL_error(L, "the stream was used by a finaliser");
     s->uses++;
     if (n == -ENOMEM && !s->s.error) return luaL_error(L, "not enough memory");
     if (n == -EAGAIN) break;
   }
   if (code) return give(L, s, code);
   if (s->timeout <= 0) return aioL_timed_out(L);
-  return wait_for(L, c, s, &read_ops);
+  return aioL_read_wait(L, c, s, &read_ops, on_readable);
 }
 
 const luaL_Reg aioL_read_methods[] = {{"read", stream_read}, {"readsome", stream_readsome}, {"readinto", stream_readinto},

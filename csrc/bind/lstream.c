@@ -20,13 +20,21 @@ LStream *aioL_stream_new(lua_State *L) {
 }
 
 void aioL_stream_close(LStream *s, bool keep_fd) {
+  if (s->s.filter && aioL_tls_doom(s)) return;
   s->uses++;
   aioL_read_close(s);
   aioL_write_close(s);
+  if (s->s.filter) aioL_tls_close(s, keep_fd);
   if (keep_fd)
     aio_stream_forget(&s->s);
   else
     aio_stream_close(&s->s);
+}
+
+int aioL_stream_fail(lua_State *L, const LStream *s, int rc) {
+  const char *message = s->s.filter ? aioL_tls_message(s, rc) : NULL;
+  if (!message) return aioL_fail(L, rc);
+  return luaL_pushfail(L), lua_pushstring(L, message), lua_pushinteger(L, -rc), 3;
 }
 
 /* A number that is not its own any more is left alone. */
@@ -167,12 +175,13 @@ good. What has arrived and was not read, and what is queued to be written, is dr
 @function stream:setfd
 @tparam integer fd -1: none; the stream is closed then
 @treturn stream itself; or nil, message, errno: it is closed then
-@raise when somebody waits for it */
+@raise when somebody waits for it, or it speaks TLS */
 static int stream_setfd(lua_State *L) {
   LStream *s = aioL_check(L, 1, L_STREAM);
   lua_Integer fd = luaL_checkinteger(L, 2);
   luaL_argcheck(L, fd >= -1 && fd <= INT32_MAX, 2, "fd out of range");
   if (s->reader || s->out) return luaL_error(L, "cannot change the fd of a stream that somebody waits for");
+  if (s->s.filter) return luaL_error(L, "cannot change the fd of a stream that speaks TLS");
   aioL_stream_close(s, true);
   s->watch = (AioWatch){.ctx = NULL};
   int rc = fd < 0 ? 0 : aio_stream_adopt(&s->s, (int)fd, fd <= 2);
@@ -221,6 +230,7 @@ static int mod_streams(lua_State *L) {
   open_stream(L, rt, 1);
   aioL_open_server(L, rt, 1);
   aioL_open_connect(L, rt, 1);
+  aioL_open_tls(L, rt, 1);
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_STREAM]);
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_SERVER]);
   return 3;

@@ -21,6 +21,13 @@ typedef struct LStream {
   int16_t write_error;       /* -errno: a part of what was to be written is lost */
 } LStream;
 
+/* ---- ltls.c ---- */
+
+bool aioL_tls_doom(LStream *s);                          /* it is to be closed: true if that must wait, for its filter runs */
+void aioL_tls_close(LStream *s, bool keep_fd);           /* its filter goes, and unless it is kept, the fd with it */
+const char *aioL_tls_message(const LStream *s, int rc);  /* in LuaSec's words; NULL: none */
+LOpen aioL_open_tls;
+
 /* What is queued to be written. */
 typedef enum LWriteKind {
   W_ALL,     /* pieces, all of them */
@@ -31,10 +38,20 @@ typedef enum LWriteKind {
 
 LStream *aioL_stream_new(lua_State *L);                  /* [-0, +1, m] closed; aio_stream_open opens it */
 void aioL_stream_close(LStream *s, bool keep_fd);        /* [-0, +0, -] wakes who waits */
+int aioL_stream_fail(lua_State *L, const LStream *s, int rc); /* [-0, +3, m] as aioL_fail, with its filter's words */
+/* Each half of a stream with a filter may have to wait for what the other one watches; stirred, it looks again. */
+void aioL_read_stir(LStream *s);
+void aioL_out_stir(LStream *s);
+int aioL_read_watch(LStream *s, AioContext *core, AioFn *ready); /* for who reads; 0, -errno */
+int aioL_read_wait(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops, AioFn *ready); /* [-0, +n, e] who reads */
+void aioL_out_retry(LStream *s);                         /* soon, whatever it waits for */
+void aioL_read_leave(LTicket *tk);                       /* for LWaitOps of who reads; its op is the stream */
+void aioL_read_revoke(lua_State *L, LTicket *tk);
 void aioL_read_close(LStream *s);                        /* the reader has nil, "closed" */
 void aioL_write_close(LStream *s);                       /* and so have the writers; what is queued is dropped */
 void aioL_out_check(LStream *s);                         /* [-0, +0, -] what a closed context has queued is dropped */
 size_t aioL_out_queued(const LStream *s);                /* bytes */
+bool aioL_out_held(const LStream *s);                    /* a filter has begun with bytes that it did not count */
 /* [-0, +n, e] stack: stream, n pieces. Of their bytes `done` are through. `again`: the next turn tries, without asking the
  * kernel before. */
 int aioL_out_wait(lua_State *L, LContext *c, LStream *s, LWriteKind kind, const AioPiece *v, int n, size_t done, bool again);

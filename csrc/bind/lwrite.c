@@ -11,7 +11,7 @@
 /*** Streams: connections, pipes, terminals.
 @module aioloop.stream */
 
-enum { FEW = 16 };
+enum { FEW = 16, RECORD = 16384 /* of TLS */ };
 
 static size_t gather(lua_State *L, AioPiece *v, int n) { /* [-0, +0, v] returns the number of bytes */
   size_t total = 0;
@@ -42,10 +42,10 @@ static int stream_write(lua_State *L) {
   if (tries) {
     int64_t got = aio_stream_write(&s->s, v, n > 0 ? (size_t)n : 0);
     if (got == (int64_t)total) return lua_settop(L, 1), 1;
-    if (got < 0 && got != -EAGAIN) return aioL_fail(L, (int)got);
+    if (got < 0 && got != -EAGAIN) return aioL_stream_fail(L, s, (int)got);
     done = got < 0 ? 0 : (size_t)got;
   }
-  bool kept = total - done + aioL_out_queued(s) <= s->bound, begun = done > 0;
+  bool kept = total - done + aioL_out_queued(s) <= s->bound, begun = done > 0 || (tries && aioL_out_held(s));
   if (s->timeout <= 0 && !kept && !begun) return aioL_timed_out(L);
   if (begun) s->write_error = -ENOMEM; /* should there be none for the rest */
   if (kept || s->timeout <= 0) return aioL_out_leave(L, c, s, v, n, done, kept);
@@ -99,13 +99,20 @@ static int stream_writesome(lua_State *L) {
   LContext *c = aioL_waits_in(L);
   v.data = aioL_check_bytes(L, 2, &v.len);
   cut(L, &v);
+  if (s->s.filter && v.len > RECORD) v.len = RECORD;
+  size_t len = v.len;
   if (s->s.fd < 0) return aioL_closed(L);
   aioL_out_check(s);
   if (s->write_error) return aioL_fail(L, s->write_error);
   bool tries = !s->out && (s->timeout <= 0 || aio_may_try(c->core));
   int64_t got = !v.len ? 0 : tries ? aio_stream_write(&s->s, &v, 1) : -EAGAIN;
+  if (got < 0 && got != -EAGAIN) return aioL_stream_fail(L, s, (int)got);
+  if (tries && aioL_out_held(s)) { /* TLS cannot take back what it has begun with */
+    s->write_error = -ENOMEM;
+    aioL_out_leave(L, c, s, &v, 1, got < 0 ? 0 : (size_t)got, true);
+    got = (int64_t)len;
+  }
   if (got >= 0) return lua_pushinteger(L, got), 1;
-  if (got != -EAGAIN) return aioL_fail(L, (int)got);
   if (s->timeout <= 0) return aioL_timed_out(L);
   return aioL_out_wait(L, c, s, W_SOME, &v, 1, 0, !tries && !s->out);
 }

@@ -145,6 +145,11 @@ void aio_watch_close(AioWatch *w) {
   if (registered) let_go(ctx, w->fd);
 }
 
+void aio_watch_stir(AioWatch *w) {
+  make_ready(w->ctx, w);
+  aio__kick(w->ctx);
+}
+
 /* ---- what a turn does with them ---- */
 
 bool aio__fd_found(AioContext *ctx, int fd, unsigned revents) {

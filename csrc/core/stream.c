@@ -28,6 +28,7 @@ void aio_stream_open(AioStream *s, int fd, bool socket) { *s = (AioStream){.fd =
 
 void aio_stream_forget(AioStream *s) {
   s->fd = -1;
+  s->filter = NULL;
   s->error = 0;
   s->restore = false;
   aio_input_free(&s->in);
@@ -42,13 +43,18 @@ static int failed(AioStream *s, int error) {
   return -error;
 }
 
-void aio_stream_close(AioStream *s) {
+int aio_stream_release(AioStream *s) {
   int fd = s->fd;
   if (fd >= 0 && s->restore) {
     int flags = fcntl(fd, F_GETFL);
     if (flags >= 0) fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
   }
   aio_stream_forget(s);
+  return fd;
+}
+
+void aio_stream_close(AioStream *s) {
+  int fd = aio_stream_release(s);
   if (fd >= 0) close(fd); /* once, also when a signal interrupts it */
 }
 
@@ -82,9 +88,20 @@ int aio_stream_adopt(AioStream *s, int fd, bool copy) {
 
 /* ---- reading ---- */
 
+static int64_t read_filtered(AioStream *s, void *buf, size_t len) {
+  AioFilter *f = s->filter;
+  int64_t n = f->read(f, buf, len);
+  if (s->filter != f) return -ESHUTDOWN; /* closed in it */
+  s->drained = !f->more;
+  if (n == 0 && len) s->eof = true;
+  if (n >= 0 || n == -EAGAIN) return n;
+  return s->error = (int16_t)failed(s, (int)-n);
+}
+
 int64_t aio_stream_read(AioStream *s, void *buf, size_t len) {
   if (s->error) return s->error;
   if (s->eof) return 0;
+  if (s->filter) return read_filtered(s, buf, len);
   ssize_t n;
   do n = read(s->fd, buf, len);
   while (n < 0 && errno == EINTR);
@@ -141,23 +158,40 @@ static ssize_t send_pieces(int fd, const AioPiece *v, size_t n) {
 }
 
 /* The signal is the thread's own. One that is pending before is so because it is blocked, and belongs to somebody. */
-static ssize_t write_pieces(int fd, const AioPiece *v, size_t n) {
-  static const struct timespec now;
-  sigset_t pipe, old, pending;
-  sigemptyset(&pipe);
-  sigaddset(&pipe, SIGPIPE);
+static sigset_t only_pipe(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGPIPE);
+  return set;
+}
+
+void aio_sigpipe_block(AioSigpipe *p) {
+  sigset_t pipe = only_pipe(), old, pending;
   pthread_sigmask(SIG_BLOCK, &pipe, &old);
-  bool blocked = sigismember(&old, SIGPIPE), theirs = blocked && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE);
+  p->blocked = sigismember(&old, SIGPIPE);
+  p->theirs = p->blocked && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE);
+}
+
+void aio_sigpipe_unblock(const AioSigpipe *p, bool raised) {
+  static const struct timespec now;
+  sigset_t pipe = only_pipe();
+  if (raised && !p->theirs) sigtimedwait(&pipe, NULL, &now);
+  if (!p->blocked) pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
+}
+
+static ssize_t write_pieces(int fd, const AioPiece *v, size_t n) {
+  AioSigpipe pipe;
+  aio_sigpipe_block(&pipe);
   ssize_t got = n == 1 ? write(fd, v->data, v->len) : writev(fd, (const struct iovec *)v, (int)n);
   int error = errno;
-  if (got < 0 && error == EPIPE && !theirs) sigtimedwait(&pipe, NULL, &now);
-  if (!blocked) pthread_sigmask(SIG_SETMASK, &old, NULL);
+  aio_sigpipe_unblock(&pipe, got < 0 && error == EPIPE);
   errno = error;
   return got;
 }
 
 int64_t aio_stream_write(AioStream *s, const AioPiece *v, size_t n) {
   ssize_t got;
+  if (s->filter) return s->filter->write(s->filter, v, n);
   if (n > IOV_MAX) n = IOV_MAX;
   do got = s->socket ? send_pieces(s->fd, v, n) : write_pieces(s->fd, v, n);
   while (got < 0 && errno == EINTR);
@@ -175,4 +209,7 @@ size_t aio_pieces_skip(AioPiece *v, size_t count, size_t n) {
   return i;
 }
 
-int aio_stream_shutdown(AioStream *s) { return shutdown(s->fd, SHUT_WR) < 0 ? -errno : 0; }
+int aio_stream_shutdown(AioStream *s) {
+  if (s->filter) return -EOPNOTSUPP;
+  return shutdown(s->fd, SHUT_WR) < 0 ? -errno : 0;
+}

@@ -1,13 +1,14 @@
 --- Streams: what needs no more than the C functions.
 -- SPDX-License-Identifier: MIT
--- Yields: connect, listen with a name, and the iterators do.
+-- Yields: connect, listen with a name, starttls, and the iterators do.
 -- @module aioloop.stream
 
 local core = require "aioloop.core"
 
 local M, stream, server = core.streams()
 local connect_to, listen_at = M.connect_to, M.listen_at
-M.connect_to, M.listen_at = nil, nil
+local open_tls = M.tls
+M.connect_to, M.listen_at, M.tls = nil, nil, nil
 
 local function check_self(self, kind, name)
   if core.type(self) == kind then return end
@@ -111,6 +112,36 @@ function stream:lines(...)
     return value, message, errno, ...
   end
   return function() return check(read(self, table.unpack(formats, 1, formats.n))) end
+end
+
+local tls -- read when it is first needed
+
+--- Speaks TLS from here on, through LuaSec: shakes hands, as client or as server, and then reads and writes as before.
+-- Nothing may be left unread, or to be written. A handshake that fails, is cancelled or reaches its time limit closes the
+-- stream. `close` says goodbye to the other end (close_notify); what ends without that is read as an error. `shutdown` fails,
+-- for LuaSec cannot end one half alone; `setfd` raises; `writesome` is of at most 16384 bytes, all of which will be sent.
+-- @function stream:starttls
+-- @tparam table|userdata params the parameters of LuaSec's `ssl.newcontext`, of which mode is "client" and protocol "any"
+--   if they are absent; or a context made of them, as a server does that has many clients. In the table besides:
+--   sni (client: the name of the server that is asked for; server: a table, name -> parameters or context),
+--   strict (boolean: a server refuses other names), host (client: for which name the certificate must be; the one in sni
+--   if verify has "peer"; false: for any)
+-- @treturn stream itself; or nil, message, errno; or nil, "timeout"; or nil, "closed"
+-- @raise when somebody waits for it, when it speaks TLS already, or without LuaSec
+function stream:starttls(params)
+  check_self(self, "stream", "starttls")
+  tls = tls or require "aioloop.tls"(open_tls)
+  return tls.start(self, params)
+end
+
+--- What is known of the TLS that it speaks: an object with LuaSec's methods info, getpeercertificate, getpeerchain,
+-- getlocalcertificate, getpeerverification, getpeerfinished, getfinished, getsniname, getalpn, exportkeyingmaterial and
+-- getstats, as far as this LuaSec has them.
+-- @function stream:tls
+-- @treturn ?table nil: it speaks none
+function stream:tls()
+  check_self(self, "stream", "tls")
+  return tls and tls.session(self)
 end
 
 --- Iterates over connections until the server is closed; an error is raised, and so is "timeout".
