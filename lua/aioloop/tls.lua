@@ -4,8 +4,6 @@
 -- Yields  start does.
 -- @module aioloop.stream
 
-local core = require "aioloop.core"
-
 local EPROTO <const> = 71
 
 -- Of a connection, what only tells.
@@ -18,6 +16,11 @@ local function luasec()
   local found, ssl = pcall(require, "ssl")
   if not found then error("starttls needs LuaSec:\n" .. tostring(ssl), 3) end
   return ssl, require "ssl.core"
+end
+
+-- It has no fd yet; without this number LuaSec would not know that.
+local function wrap(ssl, ctx)
+  return ssl.wrap({ getfd = function() return -1 end, setfd = function() end }, ctx)
 end
 
 local function bad(message) error("bad argument #2 to 'starttls' (" .. message .. ")", 4) end
@@ -87,7 +90,8 @@ end
 local function check_sni(sni, is_server)
   if sni == nil then return end
   if is_server and type(sni) ~= "table" then bad "a server's sni must be a table" end
-  if not is_server and (type(sni) ~= "string" or sni == "" or sni:find "\0") then bad "a client's sni must be a name" end
+  if is_server then return end
+  if type(sni) ~= "string" or sni == "" or sni:find "\0" then bad "a client's sni must be a name" end
 end
 
 -- In LuaSec's thread.
@@ -120,7 +124,7 @@ local function connect(ssl, params)
     if not sni then return nil, message end
   end
   local connection
-  connection, message = ssl.wrap({ getfd = function() return -1 end, setfd = function() end }, ctx)
+  connection, message = wrap(ssl, ctx)
   if not connection then return nil, message end
   connection:settimeout(0)
   if sni then connection:sni(sni, own.strict) end
@@ -128,6 +132,11 @@ local function connect(ssl, params)
 end
 
 -- ---- the two functions
+
+local function fail(message, errno)
+  if errno then return nil, message, errno end
+  return nil, message
+end
 
 return function(open)
   local M = {}
@@ -138,7 +147,7 @@ return function(open)
     local ssl_core
     ssl, ssl_core = luasec()
     local ctx = assert(ssl.newcontext { mode = "client", protocol = "any" })
-    local connection = assert(ssl_core.create(ctx))
+    local connection = assert(wrap(ssl, ctx))
     tls = open(getmetatable(connection).__index, ssl_core.setfd)
   end
 
@@ -153,16 +162,16 @@ return function(open)
     end
     if not tls then load() end
     local ok, message, errno = tls.fresh(stream)
-    if not ok then return nil, message, errno end
+    if not ok then return fail(message, errno) end
     local connection
     connection, message = tls.call(connect, ssl, params)
     if not connection then return nil, message, EPROTO end
     ok, message, errno = tls.begin(stream, connection)
-    if not ok then return nil, message, errno end
+    if not ok then return fail(message, errno) end
     local done = false
     local _ <close> = setmetatable({}, { __close = function() if not done then stream:close() end end })
     ok, message, errno = tls.shake(stream)
-    if not ok then return nil, message, errno end
+    if not ok then return fail(message, errno) end
     if host then
       ok, message = check_host(connection, host)
       if not ok then return nil, message, EPROTO end
