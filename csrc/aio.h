@@ -202,7 +202,8 @@ typedef struct AioWatch {
   AioLink testers;   /* context's list of watches with a test */
   int fd;
   uint8_t dir;
-  bool lost;         /* the fd was closed behind our back; set before `ready` is called for the last time */
+  int16_t lost;      /* set before `ready` is called for the last time: -EBADF, the fd was closed behind our back; -errno:
+                      * the kernel has no room for it any more, and the fd is what it was */
   bool nests;        /* set after opening: a turn inside of `ready` may call it again, which else it is spared */
   uint32_t seq;
   uint32_t gen;      /* of the registration that it had */

@@ -236,7 +236,7 @@ static void pump(LStream *s) {
 
 static void on_writable(void *opaque) {
   LStream *s = opaque;
-  if (s->out->watch.lost) {
+  if (s->out->watch.lost == -EBADF) {
     aioL_stream_close(s, true);
     return;
   }

@@ -49,6 +49,13 @@ void aioL_read_revoke(lua_State *L, LTicket *tk) {
   if (tk->op) ((LStream *)tk->op)->reader = NULL;
 }
 
+void aioL_read_lost(LStream *s) {
+  if (s->watch.lost == -EBADF)
+    aioL_stream_close(s, true); /* the number may be somebody else's by now */
+  else
+    aioL_take(s->reader, L_FAILED, s->watch.lost);
+}
+
 static int look(LStream *s);
 static size_t missing(const LStream *s);
 static int direct_results(lua_State *L, LTicket *tk);
@@ -99,7 +106,7 @@ static void on_readable(void *opaque) {
   LStream *s = opaque;
   LTicket *tk = s->reader;
   if (s->watch.lost) {
-    aioL_stream_close(s, true); /* the number may be somebody else's by now */
+    aioL_read_lost(s);
     return;
   }
   if (s->s.filter) aioL_out_stir(s);

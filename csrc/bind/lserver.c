@@ -82,13 +82,17 @@ static void fail_all(LServer *s, int rc) {
   for (LTicket *tk; (tk = aioL_ticket_first(&s->acceptors));) aioL_take_later(tk, L_FAILED, rc);
 }
 
+static void cannot_watch(LServer *s, int rc) {
+  if (rc == -EBADF)
+    close_server(s, true); /* the number is somebody else's, or will be */
+  else
+    fail_all(s, rc);
+}
+
 static void pause_over(void *opaque) {
   LServer *s = opaque;
   int rc = watch(s, s->c);
-  if (rc == -EBADF)
-    close_server(s, true);
-  else if (rc < 0)
-    fail_all(s, rc);
+  if (rc < 0) cannot_watch(s, rc);
 }
 
 static void pause_for(LServer *s, LContext *c, int rc) {
@@ -104,10 +108,10 @@ static void pause_for(LServer *s, LContext *c, int rc) {
 static void on_ready(void *opaque) {
   LServer *s = opaque;
   LTicket *tk = aioL_ticket_first(&s->acceptors);
-  int fd = s->watch.lost ? -EBADF : aio_socket_accept(s->l.fd);
+  int fd = s->watch.lost ? s->watch.lost : aio_socket_accept(s->l.fd);
   if (fd == -EAGAIN) return;
-  if (fd == -EBADF) {
-    close_server(s, true); /* the number is somebody else's, or will be */
+  if (s->watch.lost || fd == -EBADF) {
+    cannot_watch(s, fd);
     return;
   }
   if (is_short_of(fd)) {

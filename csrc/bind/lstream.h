@@ -47,6 +47,7 @@ int aioL_read_wait(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops, A
 void aioL_out_retry(LStream *s);                         /* soon, whatever it waits for */
 void aioL_read_leave(LTicket *tk);                       /* for LWaitOps of who reads; its op is the stream */
 void aioL_read_revoke(lua_State *L, LTicket *tk);
+void aioL_read_lost(LStream *s);                         /* its watch is: the reader hears of it */
 void aioL_read_close(LStream *s);                        /* the reader has nil, "closed" */
 void aioL_write_close(LStream *s);                       /* and so have the writers; what is queued is dropped */
 void aioL_out_check(LStream *s);                         /* [-0, +0, -] what a closed context has queued is dropped */

@@ -250,7 +250,7 @@ static void on_shake(void *opaque) {
   LStream *s = opaque;
   LTicket *tk = s->reader;
   if (s->watch.lost) {
-    aioL_stream_close(s, true);
+    aioL_read_lost(s);
     return;
   }
   int rc = shake(s);

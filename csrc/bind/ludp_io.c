@@ -44,6 +44,13 @@ static void fail_all(LSide *side, int rc) {
   for (LTicket *tk; (tk = aioL_ticket_first(&side->waiting));) aioL_take_later(tk, L_FAILED, rc);
 }
 
+static void lost(LUdp *s, LSide *side, int rc) {
+  if (rc == -EBADF)
+    aioL_udp_close(s, true); /* the number may be somebody else's by now */
+  else
+    fail_all(side, rc);
+}
+
 /* The first who can still be served; NULL: all were closed by coroutine.close. */
 static LTicket *first_of(LSide *side) {
   LTicket *tk;
@@ -78,6 +85,12 @@ static int enter_side(LUdp *s, LSide *side, LContext *c, LTicket *tk, AioDir dir
   side->c = c;
   list_append(&side->waiting, &tk->link);
   return 0;
+}
+
+static int closed_by_others(lua_State *L, LUdp *s) { return aioL_udp_close(s, true), aioL_closed(L); } /* [-0, +2, -] */
+
+static int unwatchable(lua_State *L, LUdp *s, int rc) { /* [-0, +2 or 3, e] */
+  return rc == -EBADF ? closed_by_others(L, s) : aioL_unwatchable(L, s->d.fd, rc);
 }
 
 /* ---- what has arrived ---- */
@@ -174,7 +187,7 @@ static void on_readable(void *opaque) {
   LUdp *s = opaque;
   LArrival *a;
   if (s->in.watch.lost) {
-    aioL_udp_close(s, true); /* the number may be somebody else's by now */
+    lost(s, &s->in, s->in.watch.lost);
     return;
   }
   LTicket *tk = first_of(&s->in);
@@ -215,6 +228,7 @@ static int receive_now(lua_State *L, LUdp *s) { /* [-0, +n, v] 0: there is none 
     rc = take_datagram(s, aioL_runtime(L), &a);
   if (rc == 0) return give(L, s, a);
   if (rc == -ENOMEM) return luaL_error(L, "not enough memory");
+  if (rc == -EBADF) return closed_by_others(L, s);
   return rc == -EAGAIN ? 0 : aioL_fail(L, rc);
 }
 
@@ -230,7 +244,7 @@ static int receive(lua_State *L, LUdp *s, const LWaitOps *ops) {
   if (s->timeout <= 0) return aioL_timed_out(L);
   LTicket *tk = aioL_ticket(L, c, ops);
   int rc = enter_side(s, &s->in, c, tk, AIO_READ, on_readable);
-  if (rc < 0) return aioL_ticket_drop(tk), aioL_unwatchable(L, s->d.fd, rc);
+  if (rc < 0) return aioL_ticket_drop(tk), unwatchable(L, s, rc);
   tk->op = s;
   return aioL_wait(L, tk, s->timeout);
 }
@@ -277,7 +291,7 @@ static void on_writable(void *opaque);
 static void retry(void *opaque) {
   LUdp *s = opaque;
   int rc = watch(s, &s->out, s->out.c, AIO_WRITE, on_writable);
-  if (rc < 0) fail_all(&s->out, rc);
+  if (rc < 0) lost(s, &s->out, rc);
 }
 
 /* It was said to be writable, and then it was not. */
@@ -291,7 +305,7 @@ static void retry_later(LUdp *s, LContext *c) {
 static void on_writable(void *opaque) {
   LUdp *s = opaque;
   if (s->out.watch.lost) {
-    aioL_udp_close(s, true);
+    lost(s, &s->out, s->out.watch.lost);
     return;
   }
   LTicket *tk = first_of(&s->out);
@@ -340,7 +354,7 @@ static int wait_to_send(lua_State *L, LContext *c, LUdp *s, const AioSockaddr *t
   LTicket *tk = aioL_ticket(L, c, ops);
   LSend *w = copy_data(L, s, to);
   int rc = w ? enter_side(s, &s->out, c, tk, AIO_WRITE, on_writable) : -ENOMEM;
-  if (rc < 0) return free(w), aioL_ticket_drop(tk), aioL_unwatchable(L, s->d.fd, rc);
+  if (rc < 0) return free(w), aioL_ticket_drop(tk), unwatchable(L, s, rc);
   tk->op = w;
   return aioL_wait(L, tk, s->timeout);
 }
@@ -360,7 +374,7 @@ static int send_data(lua_State *L, LUdp *s, const AioSockaddr *to, const LWaitOp
   if (rc == 0) return lua_pushvalue(L, 1), 1;
   if (rc == -EAGAIN) return s->timeout <= 0 ? aioL_timed_out(L) : wait_to_send(L, c, s, to, ops);
   if (made) aioL_udp_unmake(s);
-  return aioL_fail(L, rc);
+  return rc == -EBADF ? closed_by_others(L, s) : aioL_fail(L, rc);
 }
 
 /*** Sends a datagram: all of it, or nothing. Waits, if the kernel has no room for it; those that wait are sent in their order.

@@ -4,7 +4,7 @@
  * Way      watch -> aio_watch_open for each direction -> the turn -> on_read / on_write -> aioL_call
  *          wait_readable -> ticket -> aio_watch_open -> the turn -> aioL_take -> results
  * Owner    the userdata holds callbacks and the object behind the fd in user values, and is anchored while it has a callback.
- * Keep     an fd that was closed behind our back is reported once, and the watch is closed. */
+ * Keep     an fd that was closed behind our back, or cannot be watched on, is reported once, and the watch is closed. */
 #include <errno.h>
 #include <string.h>
 
@@ -47,16 +47,19 @@ static void close_watch(lua_State *L, LWatch *w) {
   aioL_context_unref(L, c);
 }
 
-static int raise_lost(lua_State *L) {
-  return luaL_error(L, "fd %d was closed while it was watched", (int)lua_tointeger(L, 1));
+static int raise_lost(lua_State *L) { /* stack: fd, -errno */
+  int fd = (int)lua_tointeger(L, 1), rc = (int)lua_tointeger(L, 2);
+  if (rc == -EBADF) return luaL_error(L, "fd %d was closed while it was watched", fd);
+  return luaL_error(L, "fd %d cannot be watched any more: %s", fd, strerror(-rc));
 }
 
-static void lost(LContext *c, LWatch *w) {
+static void lost(LContext *c, LWatch *w, int rc) {
   lua_State *L = c->L;
   lua_pushcfunction(L, raise_lost);
   lua_pushinteger(L, w->fd);
+  lua_pushinteger(L, rc);
   close_watch(L, w);
-  aioL_call(c, 1, "watch");
+  aioL_call(c, 2, "watch");
 }
 
 /* stack effect on c->L: [-0, +0, -] */
@@ -65,7 +68,7 @@ static void ready(LWatch *w, AioDir dir) {
   lua_State *L = c->L;
   lua_rawgeti(L, c->base, w->slot); /* keeps it alive while its function runs */
   if (w->w[dir].lost) {
-    lost(c, w);
+    lost(c, w, w->w[dir].lost);
   } else {
     lua_getiuservalue(L, -1, dir == AIO_READ ? UV_READ : UV_WRITE);
     aioL_call(c, 0, "watch");
@@ -242,8 +245,8 @@ static void fd_wait_leave(LTicket *tk) {
 
 static void fd_wait_ready(void *opaque) {
   LFdWait *fw = opaque;
-  bool is_lost = fw->w.lost;
-  aioL_take(fw->tk, is_lost ? L_CLOSED : L_DONE, 0);
+  int rc = fw->w.lost;
+  aioL_take(fw->tk, rc == -EBADF ? L_CLOSED : rc ? L_FAILED : L_DONE, rc);
 }
 
 static const LWaitOps wait_ops[2] = {{.name = "aio.wait_readable", .leave = fd_wait_leave},

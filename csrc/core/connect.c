@@ -104,14 +104,14 @@ static void on_timer(void *opaque) { go_on(opaque); }
 static void on_writable(void *opaque) {
   Attempt *a = opaque;
   AioConnect *k = a->k;
-  int rc = a->watch.lost ? -EBADF : aio__socket_error(a->fd);
+  int rc = a->watch.lost ? a->watch.lost : aio__socket_error(a->fd);
   if (rc == -EINPROGRESS) return;
   if (rc == 0) {
     win(k, a);
     k->done(k->opaque);
     return;
   }
-  if (a->watch.lost) a->fd = -1, k->alive--; /* the number is somebody else's */
+  if (a->watch.lost == -EBADF) a->fd = -1, k->alive--; /* the number is somebody else's */
   end_attempt(a);
   failed(k, rc);
   go_on(k);

@@ -35,20 +35,25 @@ static void make_ready(AioContext *ctx, AioWatch *w) {
   list_append(&ctx->fd_ready, &w->link);
 }
 
-/* Its fd is gone: out of the table now, told once in this turn's dispatch. */
-static void lose(AioContext *ctx, AioFdEntry *e, AioDir dir) {
+/* Out of the table now, told once in this turn's dispatch or the next. */
+static void lose(AioContext *ctx, AioFdEntry *e, AioDir dir, int16_t why) {
   AioWatch *w = e->w[dir];
   if (!w) return;
   e->w[dir] = NULL;
   e->masked &= (uint8_t) ~(1 << dir);
   e->busy &= (uint8_t) ~(1 << dir);
-  w->lost = true;
+  w->lost = why;
   make_ready(ctx, w);
 }
 
-static void lose_both(AioContext *ctx, AioFdEntry *e) {
-  lose(ctx, e, AIO_READ);
-  lose(ctx, e, AIO_WRITE);
+static void lose_both(AioContext *ctx, AioFdEntry *e, int16_t why) {
+  lose(ctx, e, AIO_READ, why);
+  lose(ctx, e, AIO_WRITE, why);
+}
+
+/* Where there is no room the fd is still its owner's. Any other answer means that it is gone, for it could be watched once. */
+void aio__fd_lose(AioContext *ctx, int fd, int rc) {
+  lose_both(ctx, &ctx->fds[fd], rc == -ENOMEM || rc == -ENOSPC ? (int16_t)rc : -EBADF);
 }
 
 /* A backend that holds files open must not wait until it has something to tell of them. */
@@ -90,7 +95,7 @@ int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *read
   unsigned before = wanted(e);
   int rc = ctx->mon->update(ctx, fd, before | wanted_bit[dir], true);
   if (rc < 0) return rc;
-  if (rc > 0) lose_both(ctx, e);
+  if (rc > 0) lose_both(ctx, e, -EBADF);
   if (e->w[dir]) return -EEXIST;
   w->gen = e->gen;
   if (test) list_append(&ctx->testers, &w->testers);
@@ -105,11 +110,13 @@ static bool still_registered(const AioContext *ctx, const AioWatch *w, int fd, A
   return e->gen == w->gen && e->in_kernel && e->kernel & wanted_bit[dir] && !e->w[dir];
 }
 
-/* Without a registration to trust; where files are told apart, one that has come in place of another is found at once. */
+/* Without a registration to trust; where files are told apart, one that has come in place of another is found at once. One
+ * that cannot be watched is another in any case. */
 static int open_anew(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque) {
-  uint32_t was = w->fd == fd && ctx->mon->tells_files ? w->gen : 0;
+  uint32_t was = w->fd == fd ? w->gen : 0;
   int rc = aio_watch_open(w, ctx, fd, dir, ready, NULL, opaque);
-  if (rc < 0 || !was || w->gen == was) return rc;
+  if (rc == -EPERM && was) return -EBADF;
+  if (rc < 0 || !was || !ctx->mon->tells_files || w->gen == was) return rc;
   aio_watch_close(w);
   return -EBADF;
 }
@@ -155,7 +162,7 @@ void aio_watch_stir(AioWatch *w) {
 bool aio__fd_found(AioContext *ctx, int fd, unsigned revents) {
   if ((uint32_t)fd >= ctx->nfds) return false;
   AioFdEntry *e = &ctx->fds[fd];
-  if (revents & AIO_NVAL) return lose_both(ctx, e), true;
+  if (revents & AIO_NVAL) return lose_both(ctx, e, -EBADF), true;
   bool has_reader = e->w[AIO_READ] && !(e->busy & 1 << AIO_READ);
   if (revents & AIO_HUP && !has_reader) revents |= AIO_OUT; /* or nobody would hear of it, and the loop would spin */
   const unsigned mine[2] = {AIO_IN | AIO_HUP | AIO_ERR, AIO_OUT | AIO_ERR};
@@ -171,8 +178,10 @@ bool aio__fd_found(AioContext *ctx, int fd, unsigned revents) {
   }
   /* Nobody is left for it, or only what is on the C stack. Nothing wanted at all takes it out of the kernel, which
    * reports HUP and ERR unasked; otherwise these find the direction that is left. */
-  if (!found || e->masked != masked) ctx->mon->update(ctx, fd, wanted(e), false);
-  return found;
+  if (found && e->masked == masked) return true;
+  int rc = ctx->mon->update(ctx, fd, wanted(e), false);
+  if (rc) aio__fd_lose(ctx, fd, rc);
+  return found || rc;
 }
 
 int aio__fds_wait(AioContext *ctx, int64_t timeout_ns) {
@@ -202,7 +211,7 @@ int aio__pollfds_fill(AioContext *ctx, bool with_notifier) {
 }
 
 static void lose_fd(AioContext *ctx, int fd) {
-  lose_both(ctx, &ctx->fds[fd]);
+  lose_both(ctx, &ctx->fds[fd], -EBADF);
   let_go(ctx, fd);
 }
 
@@ -236,7 +245,8 @@ static void unmask(AioContext *ctx, int fd, AioDir dir) {
   e->busy &= (uint8_t) ~(1 << dir);
   if (!e->masked) return;
   e->masked = 0;
-  if (wanted(e) && ctx->mon->update(ctx, fd, wanted(e), false) != 0) lose_both(ctx, e);
+  int rc = wanted(e) ? ctx->mon->update(ctx, fd, wanted(e), false) : 0;
+  if (rc) aio__fd_lose(ctx, fd, rc);
 }
 
 static void run(AioContext *ctx, AioWatch *w) {

@@ -59,7 +59,9 @@ static int update(AioContext *ctx, int fd, unsigned events, bool verify) {
   int rc = ctl(ctx, EPOLL_CTL_MOD, fd, events, data_of(fd, e->gen));
   if (rc == 0) e->kernel = (uint8_t)events;
   if (rc != -ENOENT) return rc;
+  e->in_kernel = false;
   rc = add(ctx, fd, e, events);
+  if (rc < 0) aio__fd_lose(ctx, fd, -EBADF);
   return rc < 0 ? rc : 1;
 }
 
@@ -71,9 +73,10 @@ static bool same(AioContext *ctx, int fd) {
   return e->in_kernel;
 }
 
-static void rebuild(AioContext *ctx) {
-  int fresh = epoll_create1(EPOLL_CLOEXEC);
-  if (fresh < 0) return; /* the next stale event tries again */
+/* Returns how many did not get in again. */
+static int rebuild(AioContext *ctx) {
+  int fresh = epoll_create1(EPOLL_CLOEXEC), lost = 0;
+  if (fresh < 0) return 0; /* the next stale event tries again */
   ctx->rebuild = false;
   dup3(fresh, ctx->pollfd, O_CLOEXEC); /* under the old number, which others may hold */
   close(fresh);
@@ -83,8 +86,10 @@ static void rebuild(AioContext *ctx) {
     unsigned events = e->in_kernel ? e->kernel : 0;
     e->in_kernel = false;
     if (!events || (!e->w[AIO_READ] && !e->w[AIO_WRITE])) continue;
-    if (add(ctx, (int)fd, e, events) < 0) aio__fd_found(ctx, (int)fd, AIO_NVAL);
+    int rc = add(ctx, (int)fd, e, events);
+    if (rc < 0) aio__fd_lose(ctx, (int)fd, rc), lost++;
   }
+  return lost;
 }
 
 static bool lacks_pwait2;
@@ -111,8 +116,8 @@ static unsigned revents_of(uint32_t events) {
 
 static int wait(AioContext *ctx, int64_t timeout_ns) {
   struct epoll_event ev[BATCH];
-  if (ctx->rebuild) rebuild(ctx);
-  int n = wait_ns(ctx, ev, timeout_ns), found = 0;
+  int found = ctx->rebuild ? rebuild(ctx) : 0;
+  int n = wait_ns(ctx, ev, found ? 0 : timeout_ns);
   if (n < 0) return -errno;
   bool look = n > 0 && ++ctx->batches % BATCHES_PER_LOOK == 0, check = look && ctx->batches % BATCHES_PER_CHECK == 0;
   for (int i = 0; i < n; i++) {

@@ -209,6 +209,7 @@ int64_t aio__vclock_timeout(const AioVClock *vc, int64_t deadline);
 
 /* fd.c */
 bool aio__fd_found(AioContext *ctx, int fd, unsigned revents); /* false: nobody is interested */
+void aio__fd_lose(AioContext *ctx, int fd, int rc);            /* of whose update that is: its watches end, and are told why */
 int aio__fds_wait(AioContext *ctx, int64_t timeout_ns);        /* asks the backend; EINTR ends the wait, no more */
 bool aio__fds_settle(AioContext *ctx);                         /* before others may sleep; false: they may be deaf */
 void aio__fds_sweep(AioContext *ctx, uint32_t most);           /* finds fds closed behind our back; verifies so many numbers */

@@ -173,12 +173,11 @@ static void reap(void *opaque) {
 
 static void ready(void *opaque) {
   Laio *a = opaque;
-  if (a->watch.lost) { /* somebody has closed our fd: the number may be another file's soon */
-    a->ctx->own_watches--;
+  if (a->watch.lost) a->ctx->own_watches--;
+  if (a->watch.lost == -EBADF) /* somebody has closed our fd: the number may be another file's soon */
     a->notifier.rfd = a->notifier.wfd = -1;
-  } else {
+  else
     aio_notifier_clear(&a->notifier); /* before the answers are taken: those that come later set it again */
-  }
   reap(a);
 }
 

@@ -196,10 +196,8 @@ static void reap(void *opaque) {
 
 static void ring_ready(void *opaque) {
   Uring *u = opaque;
-  if (u->watch.lost) { /* somebody has closed our fd: the number may be another file's soon */
-    u->ctx->own_watches--;
-    u->ring.ring_fd = u->ring.enter_ring_fd = -1;
-  }
+  if (u->watch.lost) u->ctx->own_watches--;
+  if (u->watch.lost == -EBADF) u->ring.ring_fd = u->ring.enter_ring_fd = -1; /* closed: the number may be another file's soon */
   reap(u);
 }
 

@@ -100,7 +100,7 @@ typedef struct Side { /* a watch that counts, and what its handler does on top *
 static void ready(void *opaque) {
   Side *s = opaque;
   s->runs++;
-  s->lost += s->w.lost;
+  s->lost += s->w.lost == -EBADF;
   if (s->then) s->then(s);
 }
 

@@ -112,7 +112,7 @@ static void rung(void *opaque) {
   Bell *b = opaque;
   eventfd_t value;
   b->runs++;
-  b->lost += b->w.lost;
+  b->lost += b->w.lost == -EBADF;
   if (!b->keep && !b->w.lost) eventfd_read(b->fd, &value);
 }
 
