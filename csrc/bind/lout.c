@@ -169,6 +169,7 @@ static int go_on_later(LStream *s) {
   if (s->s.fd < 0) return -ESHUTDOWN;
   aio_watch_close(&out->watch);
   int rc = aio_watch_again(&out->watch, out->c->core, s->s.fd, dir, on_writable, s);
+  out->watch.nests = true; /* who is through may poll until the next is, too */
   if (!f) return rc;
   aioL_read_stir(s);
   return rc == -EEXIST && s->reader ? 0 : rc;

@@ -75,7 +75,9 @@ static void on_ready(void *opaque);
 static int watch(LServer *s, LContext *c) {
   if (s->watched != c->core) s->watch = (AioWatch){.ctx = NULL};
   s->watched = c->core;
-  return aio_watch_again(&s->watch, c->core, s->l.fd, AIO_READ, on_ready, s);
+  int rc = aio_watch_again(&s->watch, c->core, s->l.fd, AIO_READ, on_ready, s);
+  s->watch.nests = true; /* who has got one may poll until the next has, too */
+  return rc;
 }
 
 static void fail_all(LServer *s, int rc) {

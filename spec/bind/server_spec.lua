@@ -132,6 +132,28 @@ describe("server:accept", function()
       tasks.is_quiet(ctx)
     end)
 
+    it("gives one to the next also while the one before polls for it", function()
+      local ctx = d.context()
+      local name = new_name()
+      local server <close> = assert(aio.listen(name))
+      local list, n = {}, 0
+      for i = 1, 2 do
+        list[i] = ctx:spawn(function()
+          local _ <close> = assert(server:accept())
+          n = n + 1
+          tasks.poll_until(ctx, function() return n == 2 end)
+        end)
+      end
+      settle(d, ctx, list)
+      run(d, ctx, function()
+        for _ = 1, 2 do
+          local _ <close> = assert(aio.connect(name))
+        end
+      end)
+      finish(d, ctx, list)
+      tasks.is_quiet(ctx)
+    end)
+
     it("serves 300 clients at once", function()
       local ctx = d.context()
       local server = assert(aio.listen("127.0.0.1", 0, { backlog = 300 }))

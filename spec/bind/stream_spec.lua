@@ -223,6 +223,29 @@ describe("stream:read", function()
       end)
     end)
 
+    it("goes on while the one before polls for it", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local reads = { function() return b:read(1) end, function() return b:readsome(1) end,
+        function() return b:readinto(aio.buffer(1)) end }
+      for _, read in ipairs(reads) do
+        local second
+        local first = ctx:spawn(function()
+          assert(read())
+          second = ctx:spawn(read)
+          tasks.poll_until(ctx, tasks.all_over(second))
+        end)
+        settle(d, ctx, { first })
+        run(d, ctx, function()
+          a:write "1"
+          aio.sleep(0)
+          a:write "2"
+        end)
+        finish(d, ctx, { first, second })
+      end
+      tasks.is_quiet(ctx)
+    end)
+
     it("works without a task", function()
       local ctx = d.context()
       local a, b = aio.socketpair()
@@ -394,6 +417,24 @@ describe("stream:write", function()
       end)
       finish(d, ctx, list)
       for i = 1, 20 do assert.equal(i, order[i]) end
+      tasks.is_quiet(ctx)
+    end)
+
+    it("goes on while the one before polls for it", function()
+      local ctx = d.context()
+      local a, b = aio.socketpair()
+      local filled, written = fds.fill(a:getfd()), false
+      local first = ctx:spawn(function()
+        a:write "x"
+        tasks.poll_until(ctx, function() return written end)
+      end)
+      local second = ctx:spawn(function()
+        a:write(("y"):rep(MUCH))
+        written = true
+      end)
+      settle(d, ctx, { first, second })
+      run(d, ctx, b.read, b, filled + 1 + MUCH)
+      finish(d, ctx, { first, second })
       tasks.is_quiet(ctx)
     end)
 

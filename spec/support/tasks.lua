@@ -82,6 +82,15 @@ function tasks.call_in_passing(fn)
   tasks.collect()
 end
 
+--- Turns of the context itself, from within a task or a callback, until done().
+function tasks.poll_until(ctx, done)
+  local limit = aio.now() + 10
+  while not done() do
+    ctx:poll(1)
+    assert(aio.now() < limit, "what is polled for never happened")
+  end
+end
+
 --- Turns that do not wait, on several contexts, until done().
 function tasks.alternate(d, contexts, done)
   local limit = aio.now() + 30
