@@ -22,9 +22,10 @@ typedef struct Name {
 static const Name calls[] = {
   {"io_uring_setup", SYS_io_uring_setup}, {"io_uring_enter", SYS_io_uring_enter}, {"io_setup", SYS_io_setup},
   {"io_submit", SYS_io_submit}, {"clone", SYS_clone}, {"clone3", SYS_clone3}, {"preadv2", SYS_preadv2},
-  {"pwritev2", SYS_pwritev2}, {NULL, 0}};
+  {"pwritev2", SYS_pwritev2}, {"epoll_ctl", SYS_epoll_ctl}, {NULL, 0}};
 
-static const Name errors[] = {{"EPERM", EPERM}, {"ENOSYS", ENOSYS}, {"ENOMEM", ENOMEM}, {"EAGAIN", EAGAIN}, {NULL, 0}};
+static const Name errors[] = {{"EPERM", EPERM}, {"ENOSYS", ENOSYS}, {"ENOMEM", ENOMEM}, {"EAGAIN", EAGAIN}, {"ENOSPC", ENOSPC},
+  {NULL, 0}};
 
 static int check_name(lua_State *L, int arg, const Name *names) {
   const char *name = luaL_checkstring(L, arg);
