@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
--- Streams in a host without memory: whatever fails, no fd is left open, nobody is forgotten, no byte is lost or doubled.
+-- Streams in a host without memory: whatever fails, no fd is left open, nobody is forgotten, no byte is lost.
 
 local aio = require "aioloop"
 
@@ -26,7 +26,9 @@ local function new_life(id)
   local life = { id = id, sent = "", got = { "", "", "", "", "", "", "", "" }, ngot = 0, buffer = false,
     broken = false, whole = false, left = false, waiting = { false, false, false },
     server = false, peer = false, client = false, loose = false, number = false }
-  for _, key in ipairs { "read", "whole", "left", "closed" } do life[key .. "_in"], life[key .. "_out"] = false, false end
+  for _, key in ipairs { "read", "whole", "left", "closed" } do
+    life[key .. "_in"], life[key .. "_out"] = false, false
+  end
   return life
 end
 
