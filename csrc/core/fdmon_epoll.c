@@ -80,7 +80,7 @@ static int rebuild(AioContext *ctx) {
   ctx->rebuild = false;
   dup3(fresh, ctx->pollfd, O_CLOEXEC); /* under the old number, which others may hold */
   close(fresh);
-  ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA);
+  if (ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA) < 0) ctx->rebuild = true;
   for (uint32_t fd = 0; fd < ctx->nfds; fd++) {
     AioFdEntry *e = &ctx->fds[fd];
     unsigned events = e->in_kernel ? e->kernel : 0;
@@ -91,6 +91,9 @@ static int rebuild(AioContext *ctx) {
   }
   return lost;
 }
+
+/* Until it has been done, the notifier may be missing. */
+static bool settle(AioContext *ctx) { return !ctx->rebuild; }
 
 static bool lacks_pwait2;
 
@@ -117,6 +120,7 @@ static unsigned revents_of(uint32_t events) {
 static int wait(AioContext *ctx, int64_t timeout_ns) {
   struct epoll_event ev[BATCH];
   int found = ctx->rebuild ? rebuild(ctx) : 0;
+  if (ctx->rebuild) timeout_ns = aio__earlier(timeout_ns, SWEEP_NS);
   int n = wait_ns(ctx, ev, found ? 0 : timeout_ns);
   if (n < 0) return -errno;
   bool look = n > 0 && ++ctx->batches % BATCHES_PER_LOOK == 0, check = look && ctx->batches % BATCHES_PER_CHECK == 0;
@@ -135,4 +139,4 @@ static int wait(AioContext *ctx, int64_t timeout_ns) {
 }
 
 const AioFdMon aio__fdmon_epoll = {.name = "epoll", .blind = true, .init = init, .fini = fini, .update = update,
-                                    .same = same, .wait = wait};
+                                    .same = same, .wait = wait, .settle = settle};

@@ -135,7 +135,7 @@ struct AioContext {
   int next_suspect;              /* from which number on */
   unsigned since_sweep;
   int pollfd;                    /* of the backend, readable when it has something to tell; -1: it has none */
-  bool rebuild;                  /* epoll: a registration has outlived its fd */
+  bool rebuild;                  /* epoll: a registration has outlived its fd, or the notifier's could not be made */
   unsigned batches;              /* epoll: waits that found something */
   void *pollfds;                 /* poll, sweep: struct pollfd[] */
   uint32_t pollfds_cap;

@@ -8,11 +8,13 @@
 /* wrap: epoll_ctl */
 
 static int refused_fd = -1, refusal;
+static bool no_notifier; /* is taken in */
 
 int __real_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
 int __wrap_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
 int __wrap_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev) {
   if (op == EPOLL_CTL_ADD && fd == refused_fd) return errno = refusal, -1;
+  if (op == EPOLL_CTL_ADD && no_notifier && ev->data.u64 == UINT64_MAX) return errno = ENOSPC, -1;
   return __real_epoll_ctl(epfd, op, fd, ev);
 }
 
@@ -108,17 +110,23 @@ static void both_directions(Loop *l) {
   close(p.a);
 }
 
-/* The set is built anew when a registration has outlived its number. */
-static void when_the_set_is_built_anew(Loop *l) {
-  Pair p = new_socketpair(), q = new_socketpair();
-  Side stale, s;
+/* A registration that has outlived its number makes the next turn build the set anew. Returns who keeps its file. */
+static int outlive(Loop *l, Pair p) {
+  Side stale;
   CHECK_EQ(open_side(&stale, l, p.a, AIO_READ, NULL), 0);
-  CHECK_EQ(open_side(&s, l, q.a, AIO_READ, close_self), 0);
   turn(l, 0);
   int twin = dup(p.a);
   aio_watch_close(&stale.w);
   close(p.a);
   CHECK(write(p.b, "x", 1) == 1);
+  return twin;
+}
+
+static void when_the_set_is_built_anew(Loop *l) {
+  Pair p = new_socketpair(), q = new_socketpair();
+  Side s;
+  CHECK_EQ(open_side(&s, l, q.a, AIO_READ, close_self), 0);
+  int twin = outlive(l, p);
   refuse(q.a, ENOSPC);
   is_lost(l, &s, -ENOSPC);
   refuse(-1, 0);
@@ -126,6 +134,42 @@ static void when_the_set_is_built_anew(Loop *l) {
   CHECK_EQ(open_side(&s, l, q.a, AIO_READ, close_self), 0);
   RUN_UNTIL(l, s.runs == 1);
   CHECK_EQ(s.lost, 0);
+  close(twin);
+  close(p.b);
+  close_pair(q);
+}
+
+static void count(void *opaque) { ++*(int *)opaque; }
+
+static void *schedule(void *bh) {
+  usleep(50000); /* by then the loop has fallen asleep for good, most often */
+  return aio_bh_schedule(bh), NULL;
+}
+
+/* Without its notifier it is not deaf: it does not sleep for long until that is in again. */
+static void the_notifier(Loop *l) {
+  Pair p = new_socketpair(), q = new_socketpair();
+  Side s;
+  AioBH bh;
+  int ran = 0;
+  CHECK_EQ(open_side(&s, l, q.a, AIO_READ, NULL), 0);
+  aio_bh_init(&bh, l->ctx, count, &ran);
+  int twin = outlive(l, p);
+  no_notifier = true;
+  for (int i = 1; i <= 2; i++) {
+    pthread_t t = start(schedule, &bh);
+    RUN_UNTIL(l, ran == i);
+    pthread_join(t, NULL);
+  }
+  no_notifier = false;
+  turns_in(l, 40 * MS);
+  CHECK_RESTS(l);
+  pthread_t t = start(schedule, &bh);
+  RUN_UNTIL(l, ran == 3);
+  pthread_join(t, NULL);
+  CHECK_EQ(s.runs, 0);
+  aio_bh_close(&bh);
+  aio_watch_close(&s.w);
   close(twin);
   close(p.b);
   close_pair(q);
@@ -176,6 +220,7 @@ static const Test tests[] = {
   TEST(after_a_nested_turn),
   TEST(both_directions),
   TEST(when_the_set_is_built_anew),
+  TEST(the_notifier),
   TEST(with_a_number_used_again),
   TEST(and_one_that_cannot_be_watched),
 };
