@@ -117,15 +117,16 @@ end
 local tls -- read when it is first needed
 
 --- Speaks TLS from here on, through LuaSec: shakes hands, as client or as server, and then reads and writes as before.
--- Nothing may be left unread, or to be written. A handshake that fails, is cancelled or reaches its time limit closes the
--- stream. `close` says goodbye to the other end (close_notify); what ends without that is read as an error. `shutdown` fails,
--- for LuaSec cannot end one half alone; `setfd` raises; `writesome` is of at most 16384 bytes, all of which will be sent.
+-- Nothing may be left unread, or to be written. A handshake that fails, is cancelled or reaches its time limit closes
+-- the stream. `close` says goodbye to the other end (close_notify); what ends without that is read as an error.
+-- `shutdown` fails, for LuaSec cannot end one half alone; `setfd` raises; `writesome` takes at most 16384 bytes, and
+-- all of those will be sent. Callbacks in the parameters cannot wait.
 -- @function stream:starttls
--- @tparam table|userdata params the parameters of LuaSec's `ssl.newcontext`, of which mode is "client" and protocol "any"
+-- @tparam table|userdata params the parameters of LuaSec's `ssl.newcontext`, where mode is "client" and protocol "any"
 --   if they are absent; or a context made of them, as a server does that has many clients. In the table besides:
---   sni (client: the name of the server that is asked for; server: a table, name -> parameters or context),
---   strict (boolean: a server refuses other names), host (client: for which name the certificate must be; the one in sni
---   if verify has "peer"; false: for any)
+--   sni (client: the name of the server that it asks for; server: a table, name -> parameters or context),
+--   strict (boolean: a server refuses other names), host (client: for which name the certificate must be; absent: the
+--   one in sni if verify has "peer"; false: for any)
 -- @treturn stream itself; or nil, message, errno; or nil, "timeout"; or nil, "closed"
 -- @raise when somebody waits for it, when it speaks TLS already, or without LuaSec
 function stream:starttls(params)
