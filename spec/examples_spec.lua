@@ -279,23 +279,26 @@ describe("examples/httpd.lua", function()
     end)
 
     it("serves others while one reads slowly, or has gone", function()
-      local large = ("0123456789abcdef"):rep(1 << 16)
+      local large, folder <close> = ("0123456789abcdef"):rep(1 << 19), shell.folder()
       local function handler(request) return 200, request.path == "/large" and large or "small" end
       with_site(d, handler, nil, function(_, port)
         local gone = dial(port)
         gone:write "GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
         assert(gone:read(100))
-        local slow = aio.spawn(shell.run, CURL .. "--limit-rate 3M http://127.0.0.1:%d/large | sha256sum", port)
-        local n = 0
-        while slow:status() ~= "ended" do
+        -- Its output is taken no further until the gate is opened.
+        local gate = folder.path .. "/gate"
+        local slow = aio.spawn(shell.run, [[mkfifo %s
+          %s http://127.0.0.1:%d/large | { head -c 100000; read x <%s; cat; } | sha256sum]], gate, CURL, port, gate)
+        for n = 1, 10 do
           assert.equal(200, status_of(talk(port, "GET / HTTP/1.0\r\n\r\n")))
-          n = n + 1
           if n == 5 then gone:close() end
-          aio.sleep(0.01)
         end
-        local expected = shell.run("printf '0123456789abcdef%.0s' $(seq 65536) | sha256sum")
+        assert.is_false(tasks.over(slow))
+        local opened <close> = shell.patiently(io.open, gate, "r+")
+        opened:write "\n"
+        opened:flush()
+        local expected = shell.run("printf '0123456789abcdef%.0s' $(seq 524288) | sha256sum")
         assert.equal(expected, select(2, slow:join()))
-        assert.is_true(n >= 5)
       end)
     end)
   end)

@@ -330,6 +330,11 @@ function stream:writesome(data, i, j) end
 ---@param how? "w"
 ---@return aioloop.stream? stream, string? message, integer? errno
 function stream:shutdown(how) end
+---@param params table|userdata
+---@return aioloop.stream? stream, string? message, integer? errno
+function stream:starttls(params) end
+---@return table? session
+function stream:tls() end
 ---@param seconds? number
 ---@return aioloop.stream
 function stream:settimeout(seconds) end
