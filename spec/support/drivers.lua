@@ -153,6 +153,14 @@ function drivers.each_backend(scenarios)
   end
 end
 
+--- Waits until no interrupt of that kind is left to come.
+function drivers.calm(ctx)
+  repeat
+    local start = aio.now()
+    ctx:poll(0.03)
+  until aio.now() - start >= 0.03
+end
+
 --- This process, for what others write into /proc.
 function drivers.pid() return assert(tonumber((io.open "/proc/self/stat":read "a"):match "%d+")) end
 
