@@ -58,7 +58,8 @@ describe("openssl", function()
           end)
           local output, code = shell.run([[
             seq 20000 | openssl s_client -%s -quiet -verify_quiet -connect 127.0.0.1:%d -CAfile %s \
-              -verify_return_error -servername localhost -verify_hostname localhost -alpn x/1]], option, port_of(server), pki.path "ca.pem")
+              -verify_return_error -servername localhost -verify_hostname localhost -alpn x/1]],
+            option, port_of(server), pki.path "ca.pem")
           assert.same({ version, "x/1", "localhost" }, aio.await(serving))
           assert.equal(0, code, output)
           assert.is_true(output == lines_of(1, 20000), output:sub(1, 300))
