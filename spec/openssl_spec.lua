@@ -151,5 +151,24 @@ describe("openssl", function()
         tasks.is_quiet(ctx)
       end)
     end
+
+    it("s_client is echoed by the example", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local server <close> = shell.start("exec $LUA examples/tls_echo.lua %s %s", pki.path "server.pem",
+          pki.path "server.key")
+        local port = assert(server.stream:read()):match "^It listens at port (%d+)$"
+        local plain <close> = assert(aio.connect("127.0.0.1", tonumber(port)))
+        plain:write "GET / HTTP/1.0\r\n\r\n"
+        assert.matches("^handshake: .*http request", server.stream:read())
+        local echoed = shell.run([[
+          coproc C { exec openssl s_client -quiet -connect localhost:%s -CAfile %s -verify_return_error 2>/dev/null; }
+          seq 2000 >&${C[1]}
+          head -n 2000 <&${C[0]}
+          kill $C_PID]], port, pki.path "ca.pem")
+        assert.is_true(echoed == lines_of(1, 2000), echoed:sub(1, 200))
+      end)
+      tasks.is_quiet(ctx)
+    end)
   end)
 end)
