@@ -33,6 +33,7 @@ local aio = require "aioloop"
 local drivers = require "spec.support.drivers"
 local fds = require "fds"
 local jobs = require "spec.support.jobs"
+local pki = require "spec.support.pki"
 
 local yes = { n = 1, true }
 local values = { n = 3, 1, nil, 3 }
@@ -221,6 +222,26 @@ local function nothing_is_left(o)
   assert.same({ n = 2, nil, "timeout" }, table.pack(o.stream:readsome()))
   o.stream:close()
   o.peer:close()
+end
+
+-- The stream is the server: clients are sent more than they ask for.
+local function new_tls(o)
+  now(o, function()
+    new_stream(o)
+    local client = aio.spawn(o.peer.starttls, o.peer, pki.client())
+    assert(o.stream:starttls(pki.server()))
+    assert(aio.await(client))
+  end)
+end
+
+-- All that has come to the peer.
+local function take_all(o)
+  local pieces, piece = {}, ""
+  repeat
+    pieces[#pieces + 1] = piece
+    piece = o.peer:settimeout(0):readsome()
+  until not piece
+  return table.concat(pieces)
 end
 
 -- An object of aio.socket; its peer sends lines.
@@ -420,6 +441,51 @@ return {
     result = function(o, results) assert.same({ n = 1, o.stream }, results) end,
     free = function(o) repeat until not fds.read(o.peer:getfd()) end,
     clean = function(o)
+      o.stream:close()
+      o.peer:close()
+    end },
+
+  -- Nobody answers, until somebody answers with what is no TLS.
+  { name = "stream:starttls", fresh = true, forgets = true, unseen = true,
+    new = function(o) o.streams = {} end,
+    wait = function(o)
+      new_stream(o)
+      table.insert(o.streams, o.stream)
+      table.insert(o.streams, o.peer)
+      return o.stream:starttls(pki.server())
+    end,
+    free = function(o) o.peer:write "no TLS" end,
+    result = function(_, results) assert.same({ 3, nil, 71 }, { results.n, results[1], results[3] }) end, -- EPROTO
+    clean = function(o)
+      for _, stream in ipairs(o.streams) do stream:close() end
+    end },
+
+  { name = "stream:read of TLS", new = new_tls, free = send "123\n", unseen = true, result = { n = 2, "1", "23" },
+    wait = function(o) return o.stream:read(1, { until_ = "\n" }) end, clean = nothing_is_left },
+
+  { name = "stream:readsome of TLS", new = new_tls, free = send "a", unseen = true, result = { n = 1, "a" },
+    wait = function(o) return o.stream:readsome(1) end, clean = nothing_is_left },
+
+  { name = "stream:write of TLS", shared = true, unseen = true,
+    new = function(o)
+      new_tls(o)
+      o.written, o.got = 0, ""
+      repeat until not o.stream:settimeout(0):write(("x"):rep(10000))
+      o.stream:settimeout()
+    end,
+    wait = function(o) return o.stream:write("ab", "c", 1) end,
+    result = function(o, results)
+      assert.same({ n = 1, o.stream }, results)
+      o.written = o.written + 4
+    end,
+    free = function(o) o.got = o.got .. take_all(o) end,
+    clean = function(o)
+      repeat -- what has begun is finished by the loop
+        o.got = o.got .. take_all(o)
+        o.ctx:poll(0)
+      until select(2, o.stream:settimeout(0):shutdown()) ~= "timeout"
+      o.got = o.got .. take_all(o)
+      assert.equal(("abc1"):rep(o.written // 4), (o.got:gsub("^x+", "")))
       o.stream:close()
       o.peer:close()
     end },
