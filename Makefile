@@ -125,7 +125,7 @@ valgrind:
 	SPEC_SECONDS=280 BUSTED=--exclude-tags=slow SPECS="$(grounds:%=spec/bind/%_spec.lua)" $(MAKE) --no-print-directory check-lua
 
 # The specs of what waits, with the collector at work at every step.
-waits = matrix cancel scope group wrap sync queue random file buffer udp socket
+waits = matrix cancel scope group wrap sync queue random file buffer udp socket tls
 gc: $(module) $(spec_helpers)
 	@for mode in generational incremental; do \
 	  echo "$$mode:"; \
