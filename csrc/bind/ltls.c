@@ -124,6 +124,7 @@ static int64_t filter_read(AioFilter *f, void *buf, size_t len) {
   lua_State *T = tls->lib->T;
   int rc = refuses(tls, -EAGAIN), top = lua_gettop(T);
   f->more = false;
+  f->wants[AIO_READ] = AIO_READ;
   if (rc < 0) return rc == -EALREADY ? -EAGAIN : rc;
   if (tls->broken) return tls->broken;
   uint16_t uses = tls->s->uses;
@@ -396,7 +397,7 @@ static int tls_call(lua_State *L) {
   lua_xmove(L, T, L == T ? 0 : n);
   bool fine = lua_pcall(T, n - 1, LUA_MULTRET, 0) == LUA_OK;
   n = lua_gettop(T) - base;
-  luaL_checkstack(L, n + 1, "too many results");
+  if (!lua_checkstack(L, n + 1)) return lua_settop(T, base), luaL_error(L, "too many results");
   if (L != T) lua_xmove(T, L, n);
   return fine ? n : lua_error(L);
 }

@@ -157,7 +157,6 @@ static ssize_t send_pieces(int fd, const AioPiece *v, size_t n) {
   return sendmsg(fd, &msg, MSG_NOSIGNAL);
 }
 
-/* The signal is the thread's own. One that is pending before is so because it is blocked, and belongs to somebody. */
 static sigset_t only_pipe(void) {
   sigset_t set;
   sigemptyset(&set);
@@ -165,6 +164,7 @@ static sigset_t only_pipe(void) {
   return set;
 }
 
+/* The signal is the thread's own. One that is pending before is so because it is blocked, and belongs to somebody. */
 void aio_sigpipe_block(AioSigpipe *p) {
   sigset_t pipe = only_pipe(), old, pending;
   pthread_sigmask(SIG_BLOCK, &pipe, &old);

@@ -5,7 +5,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
-#include "check.h"
+#include "pair.h"
 
 /* wrap: epoll_ctl epoll_wait ppoll syscall realloc */
 
@@ -50,28 +50,12 @@ void *__wrap_realloc(void *p, size_t size) { return no_memory ? NULL : __real_re
 
 /* ---- helpers ---- */
 
-typedef struct Pair {
-  int a, b;
-} Pair;
-
-static Pair new_socketpair(void) {
-  int fds[2];
-  CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) == 0);
-  return (Pair){fds[0], fds[1]};
-}
-
 static Pair new_pipe(void) { /* a reads */
   int fds[2];
   CHECK(pipe2(fds, O_NONBLOCK) == 0);
   return (Pair){fds[0], fds[1]};
 }
 
-static void close_pair(Pair p) {
-  close(p.a);
-  close(p.b);
-}
-
-static void put(int fd) { CHECK(write(fd, "x", 1) == 1); }
 static void take(int fd) {
   char c;
   CHECK(read(fd, &c, 1) == 1);

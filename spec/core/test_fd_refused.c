@@ -3,7 +3,8 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-#include "check.h"
+#include "internal.h"
+#include "pair.h"
 
 /* wrap: epoll_ctl */
 
@@ -16,21 +17,6 @@ int __wrap_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev) {
   if (op == EPOLL_CTL_ADD && fd == refused_fd) return errno = refusal, -1;
   if (op == EPOLL_CTL_ADD && no_notifier && ev->data.u64 == UINT64_MAX) return errno = ENOSPC, -1;
   return __real_epoll_ctl(epfd, op, fd, ev);
-}
-
-typedef struct Pair {
-  int a, b;
-} Pair;
-
-static Pair new_socketpair(void) {
-  int fds[2];
-  CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) == 0);
-  return (Pair){fds[0], fds[1]};
-}
-
-static void close_pair(Pair p) {
-  close(p.a);
-  close(p.b);
 }
 
 typedef struct Side {
@@ -141,8 +127,10 @@ static void when_the_set_is_built_anew(Loop *l) {
 
 static void count(void *opaque) { ++*(int *)opaque; }
 
-static void *schedule(void *bh) {
-  usleep(50000); /* by then the loop has fallen asleep for good, most often */
+/* When the loop is about to sleep, or does so. */
+static void *schedule(void *opaque) {
+  AioBH *bh = opaque;
+  while (!atomic_load(&bh->ctx->notify_me)) sched_yield();
   return aio_bh_schedule(bh), NULL;
 }
 
@@ -156,7 +144,7 @@ static void the_notifier(Loop *l) {
   aio_bh_init(&bh, l->ctx, count, &ran);
   int twin = outlive(l, p);
   no_notifier = true;
-  for (int i = 1; i <= 2; i++) {
+  for (int i = 1; i <= 10; i++) {
     pthread_t t = start(schedule, &bh);
     RUN_UNTIL(l, ran == i);
     pthread_join(t, NULL);
@@ -165,7 +153,7 @@ static void the_notifier(Loop *l) {
   turns_in(l, 40 * MS);
   CHECK_RESTS(l);
   pthread_t t = start(schedule, &bh);
-  RUN_UNTIL(l, ran == 3);
+  RUN_UNTIL(l, ran == 11);
   pthread_join(t, NULL);
   CHECK_EQ(s.runs, 0);
   aio_bh_close(&bh);

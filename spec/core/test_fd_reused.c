@@ -5,7 +5,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-#include "check.h"
+#include "pair.h"
 
 /* wrap: epoll_ctl */
 
@@ -20,22 +20,6 @@ int __wrap_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev) {
 
 /* ---- helpers ---- */
 
-typedef struct Pair {
-  int a, b;
-} Pair;
-
-static Pair new_pair(void) {
-  int fds[2];
-  CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
-  return (Pair){fds[0], fds[1]};
-}
-
-static void close_pair(Pair p) {
-  close(p.a);
-  close(p.b);
-}
-
-static void put(int fd) { CHECK_EQ(write(fd, "x", 1), 1); }
 
 /* A reader that waits for one event at a time, with the same watch. */
 typedef struct Reader {
@@ -91,7 +75,7 @@ static int turns_until_lost(Loop *l, const Reader *r) {
 static void reused_between_waits(Loop *l) {
   for (int ready = 0; ready < 2; ready++) {
     Reader r = {.runs = 0};
-    Pair p = new_pair(), q = new_pair();
+    Pair p = new_socketpair(), q = new_socketpair();
     for (int i = 0; i < 3; i++) wait_once(&r, l, p);
     CHECK_QUIET(l);
     take_number(p, &q);
@@ -118,7 +102,7 @@ static void reused_between_waits(Loop *l) {
 
 static void reused_while_somebody_waits(Loop *l) {
   Reader r = {.runs = 0};
-  Pair p = new_pair(), q = new_pair();
+  Pair p = new_socketpair(), q = new_socketpair();
   CHECK_EQ(again(&r, l, p.a), 0);
   CHECK_QUIET(l);
   turns_in(l, 60 * MS); /* it has looked for closed fds, and found none */
@@ -141,7 +125,7 @@ static void reused_while_somebody_waits(Loop *l) {
 static void reused_under_two(Loop *l) {
   if (is(l, "poll")) return;
   Reader r = {.runs = 0}, w = {.runs = 0};
-  Pair p = new_pair(), q = new_pair();
+  Pair p = new_socketpair(), q = new_socketpair();
   static const char block[4096];
   while (write(p.a, block, sizeof block) > 0) continue;
   CHECK_EQ(again(&r, l, p.a), 0);
@@ -160,7 +144,7 @@ static void reused_under_two(Loop *l) {
 static void reused_with_the_old_file_alive(Loop *l) {
   for (int trusted = 0; trusted < 2; trusted++) {
     Reader r = {.runs = 0};
-    Pair p = new_pair(), q = new_pair();
+    Pair p = new_socketpair(), q = new_socketpair();
     int twin = dup(p.a), n = 0;
     wait_once(&r, l, p);
     if (!trusted) CHECK_EQ(again(&r, l, p.a), 0);
@@ -208,12 +192,12 @@ static void found_among_many(Loop *l) {
   for (int busy = 0; busy < 2; busy++) {
     for (int i = 0; i < MANY; i++) {
       r[i] = (Reader){.runs = 0};
-      p[i] = new_pair();
+      p[i] = new_socketpair();
       CHECK_EQ(again(&r[i], l, p[i].a), 0);
     }
     if (busy) aio_bh_schedule(&restless);
     for (int k = 0; k < 3 && !is(l, "poll"); k++) {
-      Pair q = new_pair();
+      Pair q = new_socketpair();
       int victim = k == 0 ? 0 : k == 1 ? MANY - 1 : MANY / 2;
       take_number(p[victim], &q);
       turns_until_lost(l, &r[victim]);
@@ -238,7 +222,7 @@ static void found_among_many(Loop *l) {
 
 static void watching_again_asks_nothing_of_the_kernel(Loop *l) {
   Reader r = {.runs = 0};
-  Pair p = new_pair();
+  Pair p = new_socketpair();
   wait_once(&r, l, p);
   int before = ctls;
   for (int i = 0; i < 2000; i++) wait_once(&r, l, p);
