@@ -631,10 +631,10 @@ describe("the address of a datagram", function()
       assert(ctx:set_threads(0, 1))
       local gate = jobs.gate()
       local ticks, timed_out, over = 0, false, false
-      local sock = assert(aio.udp():bind("127.0.0.1", 0))
+      local sock = assert(aio.udp():bind(drivers.localhost, 0))
       ctx:spawn(aio.work, jobs.pass, gate.at)
       local task = ctx:spawn(function()
-        assert(aio.udp():sendto("in numbers", "127.0.0.1", port_of(sock))) -- no thread is needed for that
+        assert(aio.udp():sendto("in numbers", drivers.localhost, port_of(sock))) -- no thread is needed for that
         local other = aio.udp { timeout = 0.001 }
         assert.same(timeout, pack(other:connect("localhost", port_of(sock))))
         timed_out = true

@@ -533,7 +533,7 @@ return {
   in_pool { name = "udp:sendto with a name", shared = true,
     new = function(o)
       o.sent, o.left = 0, 0
-      o.sock, o.peer = aio.udp(), assert(aio.udp { timeout = 0 }:bind("127.0.0.1", 0))
+      o.sock, o.peer = aio.udp(), assert(aio.udp { timeout = 0 }:bind(drivers.localhost, 0))
       o.port = select(2, o.peer:getsockname())
     end,
     wait = function(o) return o.sock:sendto("datagram", "localhost", o.port) end,
