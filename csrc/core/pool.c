@@ -5,8 +5,9 @@
  * Threads  submit, cancel, set_threads, close: home. run: a worker. done: home, in a turn, never inside submit.
  * Owner    the job is the caller's memory until done has been called, or its context was closed. Workers are joined by
  *          the home thread: those that have left by the next one that calls, all of them by close.
- *          Threads are called one at a time. While some work, the next one called only watches the queue: it takes a job
- *          that has waited for PATIENCE_NS, and calls another. So short jobs are done by few threads, with few switches
+ *          Threads are called one at a time; by the home thread at the end of its turn, if that comes soon. While some
+ *          work, the next one called only watches the queue: it takes a job that has waited for PATIENCE_NS, unless those
+ *          who work do BRISK ones meanwhile, and calls another. So short jobs are done by few threads, with few switches
  *          from one to the other, and those that block have as many as there may be within a moment.
  * Keep     jobs start in the order of submission, and done is called once for each, in the order in which they finished.
  *          One that is queued can be cancelled, one that runs runs to its end. Everything below `lock` belongs to who
@@ -17,7 +18,12 @@
 
 #include "internal.h"
 
-enum { MAX_THREADS = 64, UNTOLD_MAX = 64 };
+enum {
+  MAX_THREADS = 64,
+  UNTOLD_MAX = 256, /* jobs finished, while others are queued, before home is told */
+  UNCALLED_MAX = 64, /* jobs queued in a turn before a worker is called without waiting for its end */
+  BRISK = 64        /* so many jobs in PATIENCE_NS are too short to be done by more threads */
+};
 #define IDLE_NS INT64_C(10000000000) /* so long does a thread stay without work */
 #define PATIENCE_NS INT64_C(200000)  /* a job that is queued for so long shows that those who work are too few */
 
@@ -37,7 +43,7 @@ struct AioPool {
   AioLink home_done; /* finished jobs whose done is still to be called */
   uint32_t home_jobs;
   pthread_mutex_t lock;
-  pthread_cond_t work, gone;
+  pthread_cond_t work, watch, gone; /* what the idle, the one that watches, and close wait for */
   AioLink queued, finished; /* jobs */
   AioLink left;             /* workers to be joined */
   uint32_t nqueued, untold, taken;
@@ -77,25 +83,30 @@ static void tell_what_is_untold(AioPool *p) {
 
 static int start_worker(AioPool *p);
 
-/* There is work, and somebody who has time should know. One at a time: he calls the next. 1: the caller is to signal
- * `work` when it has let go of the lock, or who wakes up would have to wait for that. */
-static int call_a_worker(AioPool *p) {
-  if (p->called || (p->watching && p->working) || (uint32_t)p->between >= p->nqueued) return 0;
+/* There is work, and somebody who has time should know. One at a time: he calls the next. The caller is to signal the
+ * condition, if there is one, when it has let go of the lock, or who wakes up would have to wait for that. Who watches goes on
+ * watching while others are idle: to take turns is dear. */
+static bool may_call(const AioPool *p) { return !p->called && !(p->watching && p->working); }
+
+static int call_a_worker(AioPool *p, pthread_cond_t **signal) {
+  *signal = NULL;
+  if (!may_call(p) || (uint32_t)p->between >= p->nqueued) return 0;
   if (!p->idle && !p->watching && p->threads >= p->max) return 0;
-  int rc = p->idle || p->watching ? 1 : start_worker(p);
-  p->called = rc >= 0;
+  int rc = p->idle || p->watching ? 0 : start_worker(p);
+  *signal = p->idle ? &p->work : p->watching ? &p->watch : NULL;
+  p->called = rc == 0;
   return rc;
 }
 
-static bool wait_until(AioPool *p, int64_t ns) { /* false: so late is it now */
+static bool wait_until(AioPool *p, pthread_cond_t *cond, int64_t ns) { /* false: so late is it now */
   struct timespec until = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
-  return pthread_cond_timedwait(&p->work, &p->lock, &until) != ETIMEDOUT;
+  return pthread_cond_timedwait(cond, &p->lock, &until) != ETIMEDOUT;
 }
 
 /* false: there has been nothing to do for a while. */
 static bool wait_idle(AioPool *p) {
   p->idle++;
-  bool in_time = wait_until(p, aio_clock_now(AIO_CLOCK_MONOTONIC) + IDLE_NS);
+  bool in_time = wait_until(p, &p->work, aio_clock_now(AIO_CLOCK_MONOTONIC) + IDLE_NS);
   p->idle--;
   p->called = false;
   return in_time || !list_empty(&p->queued) || p->threads <= p->min;
@@ -107,11 +118,11 @@ static bool is_overdue(AioPool *p) {
   if (p->watching) return false;
   uint32_t taken = p->taken, queued = p->nqueued;
   p->watching = true;
-  bool called = wait_until(p, aio_clock_now(AIO_CLOCK_MONOTONIC) + PATIENCE_NS);
+  bool called = wait_until(p, &p->watch, aio_clock_now(AIO_CLOCK_MONOTONIC) + PATIENCE_NS);
   p->watching = p->called = false;
   tell_what_is_untold(p);
   taken = p->taken - taken;
-  if (!called && taken < queued) p->overdue = queued - taken;
+  if (!called && taken < queued && taken < BRISK) p->overdue = queued - taken;
   return false; /* look again */
 }
 
@@ -154,9 +165,10 @@ static void run_first(AioPool *p) {
   p->taken++;
   if (p->overdue) p->overdue--;
   job->state = AIO_JOB_RUNNING;
-  bool signals = p->nqueued && call_a_worker(p) > 0;
+  pthread_cond_t *signal = NULL;
+  if (p->nqueued) call_a_worker(p, &signal);
   pthread_mutex_unlock(&p->lock);
-  if (signals) pthread_cond_signal(&p->work);
+  if (signal) pthread_cond_signal(signal);
   job->run(job->opaque);
   pthread_mutex_lock(&p->lock);
   p->between++;
@@ -178,7 +190,9 @@ static void *work(void *opaque) {
   }
   list_append(&p->left, &w->link);
   p->threads--;
-  if (p->nqueued && !p->stopping && call_a_worker(p) > 0) pthread_cond_signal(&p->work);
+  pthread_cond_t *signal = NULL;
+  if (p->nqueued && !p->stopping) call_a_worker(p, &signal);
+  if (signal) pthread_cond_signal(signal);
   pthread_cond_signal(&p->gone);
   pthread_mutex_unlock(&p->lock);
   return NULL;
@@ -259,6 +273,7 @@ static int new_pool(AioContext *ctx) {
   pthread_condattr_init(&monotonic);
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
   pthread_cond_init(&p->work, &monotonic);
+  pthread_cond_init(&p->watch, &monotonic);
   pthread_cond_init(&p->gone, NULL);
   pthread_condattr_destroy(&monotonic);
   ctx->pool = p;
@@ -270,20 +285,33 @@ static int pool_of(AioContext *ctx) {
   return ctx->pool ? 0 : new_pool(ctx);
 }
 
+/* What a turn submits, or a defer section: the workers are called at its end, or when there is much to do. */
+static void call_deferred(void *opaque) {
+  AioPool *p = opaque;
+  pthread_cond_t *signal;
+  pthread_mutex_lock(&p->lock);
+  call_a_worker(p, &signal);
+  pthread_mutex_unlock(&p->lock);
+  if (signal) pthread_cond_signal(signal);
+}
+
 int aio_pool_submit(AioContext *ctx, AioJob *job, AioFn *run, AioFn *done, void *opaque) {
   int rc = pool_of(ctx);
   if (rc < 0) return rc;
   AioPool *p = ctx->pool;
+  pthread_cond_t *signal = NULL;
   *job = (AioJob){.ctx = ctx, .run = run, .done = done, .opaque = opaque, .state = AIO_JOB_QUEUED};
   pthread_mutex_lock(&p->lock);
-  bool somebody_left = !list_empty(&p->left);
+  bool somebody_left = !list_empty(&p->left), calls = may_call(p);
+  bool later = calls && ctx->sections && p->threads && p->nqueued < UNCALLED_MAX;
   list_append(&p->queued, &job->link);
   p->nqueued++;
-  rc = call_a_worker(p);
+  if (calls && !later) rc = call_a_worker(p, &signal);
   if (rc < 0 && p->threads > 0) rc = 0; /* those that are there will come to it */
   if (rc < 0) list_unlink(&job->link), p->nqueued--;
   pthread_mutex_unlock(&p->lock);
-  if (rc > 0) pthread_cond_signal(&p->work), rc = 0;
+  if (signal) pthread_cond_signal(signal);
+  if (later) aio_defer(ctx, call_deferred, p);
   if (somebody_left) join_left(p);
   if (rc < 0) job->state = AIO_JOB_OVER;
   if (rc == 0) p->home_jobs++;
@@ -317,6 +345,7 @@ int aio_pool_set_threads(AioContext *ctx, int min, int max) {
   p->max = max;
   while (rc == 0 && p->threads < min) rc = start_worker(p);
   pthread_cond_broadcast(&p->work); /* who is too much leaves */
+  pthread_cond_broadcast(&p->watch);
   pthread_mutex_unlock(&p->lock);
   return rc;
 }
@@ -339,6 +368,7 @@ void aio__pool_stop(AioContext *ctx) {
   p->stopping = true;
   while (!list_empty(&p->queued)) list_unlink(p->queued.next);
   pthread_cond_broadcast(&p->work);
+  pthread_cond_broadcast(&p->watch);
   while (p->threads > 0) pthread_cond_wait(&p->gone, &p->lock);
   pthread_mutex_unlock(&p->lock);
   join_left(p);
@@ -349,6 +379,7 @@ void aio__pool_free(AioContext *ctx) {
   if (!p) return;
   ctx->pool = NULL;
   pthread_cond_destroy(&p->gone);
+  pthread_cond_destroy(&p->watch);
   pthread_cond_destroy(&p->work);
   pthread_mutex_destroy(&p->lock);
   aio__realloc(p, 0);
