@@ -63,7 +63,7 @@ typedef struct LRuntime {
   LContext *erred;           /* collected an error in such a turn */
   LContext *spare, *made;    /* LContexts to be used again; all there are */
   AioVClock *vclock;
-  struct LPaths *paths;      /* lpool.c */
+  struct LJobs *jobs;        /* lpool.c */
   struct LArrival *spare_arrival; /* ludp_io.c */
   AioLink selects;           /* lselect.c: those that wait */
   size_t buffers, buffers_limit; /* lbuffer.c: bytes that buffers hold, and with how many their garbage is collected */
@@ -340,16 +340,24 @@ void aioL_flight_leave(LTicket *tk);                /* for LWaitOps */
 void aioL_flight_revoke(lua_State *L, LTicket *tk);
 
 typedef struct LParcel LParcel;
+typedef struct LCode LCode;
 LParcel *aioL_parcel_pack(lua_State *L, int first); /* [-n, +0, e] from `first` up; raises the path of what cannot be copied */
 /* [-n, +0, -] the same where nothing may be raised; *ok is false if the parcel holds the message instead; NULL: no memory.
  * *reuse may become the parcel, and is then NULL. */
 LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, LParcel **reuse, bool *ok);
-bool aioL_parcel_is_simple(const LParcel *p);       /* unpacking it raises nothing, given the stack */
+/* [-0|n, +0, -] a few values of no size, the first of which may be a function with `code`, which it then has; NULL: it cannot
+ * be done so. *reuse may become the parcel; `reuse` may be NULL. */
+LParcel *aioL_parcel_pack_small(lua_State *L, int first, LCode *code, LParcel **reuse);
+LCode *aioL_parcel_code(const LParcel *p);          /* of the first value; NULL: that is something else */
+bool aioL_parcel_clear(LParcel *p);                 /* to be used again; false: it cannot be */
+/* [-0, +n, -] all of it if that needs no memory, and no more stack than `max` values do; -1, and anything pushed: else */
+int aioL_parcel_unpack_plain(lua_State *L, const LParcel *p, int max);
+int aioL_parcel_unpack_rest(lua_State *L, const LParcel *p, int max); /* the same but for the first value */
 int aioL_parcel_unpack(lua_State *L, LParcel *p);   /* [-0, +n, m] */
-typedef struct LCode LCode;
 LCode *aioL_known_code(lua_State *L, int idx);      /* [-0, +0, -] counted; NULL: it has not been dumped yet */
 LCode *aioL_code_of(lua_State *L);                  /* [-0, +0, m] of the function on top, counted; NULL: no memory */
 void aioL_push_code(lua_State *L, LCode *code);     /* [-0, +1, e] the function */
+LCode *aioL_code_ref(LCode *code);                  /* any thread */
 void aioL_code_unref(LCode *code);                  /* any thread; NULL is fine */
 void aioL_parcel_free(LParcel *p);                  /* any thread; NULL is fine */
 
@@ -495,7 +503,7 @@ void aioL_functions_with(lua_State *L, LRuntime *rt, const luaL_Reg *functions, 
 typedef int LMethod(lua_State *L);
 LMethod aioL_ctx_schedule, aioL_ctx_bh, aioL_ctx_timer, aioL_ctx_watch, aioL_ctx_spawn, aioL_ctx_co_schedule, aioL_ctx_tasks,
   aioL_ctx_signal, aioL_ctx_set_threads, aioL_ctx_attach, aioL_ctx_detach, aioL_ctx_source;
-void aioL_paths_drop(LRuntime *rt);
+void aioL_jobs_drop(LRuntime *rt);
 void aioL_flights_drop(LContext *c);               /* the pool is closed */
 void aioL_oneshots_drop(lua_State *L, LContext *c);
 void aioL_glib_drop(lua_State *L, LContext *c);    /* [-0, +0, -] at the latest when no turn is running */

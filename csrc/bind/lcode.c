@@ -23,6 +23,11 @@ static const char dumped_key, loaded_key; /* registry: weak table, function -> L
 
 typedef struct LCodeBox { LCode *code; } LCodeBox; /* userdata; user value 1 is the loaded function */
 
+LCode *aioL_code_ref(LCode *code) {
+  atomic_fetch_add_explicit(&code->refs, 1, memory_order_relaxed);
+  return code;
+}
+
 void aioL_code_unref(LCode *code) {
   if (code && atomic_fetch_sub_explicit(&code->refs, 1, memory_order_acq_rel) == 1) free(code);
 }
@@ -97,8 +102,7 @@ LCode *aioL_known_code(lua_State *L, int idx) {
     lua_pop(L, 1);
   }
   lua_pop(L, 1);
-  if (box && box->code) atomic_fetch_add_explicit(&box->code->refs, 1, memory_order_relaxed);
-  return box ? box->code : NULL;
+  return box && box->code ? aioL_code_ref(box->code) : NULL;
 }
 
 LCode *aioL_code_of(lua_State *L) {
@@ -117,8 +121,7 @@ LCode *aioL_code_of(lua_State *L) {
     lua_pushnil(L);
   }
   lua_pop(L, 2);
-  if (box->code) atomic_fetch_add_explicit(&box->code->refs, 1, memory_order_relaxed);
-  return box->code;
+  return box->code ? aioL_code_ref(box->code) : NULL;
 }
 
 static bool same_code(const LCode *a, const LCode *b) {
@@ -131,8 +134,7 @@ static void load_code(lua_State *L, LCode *code) { /* [-0, +1, e] stack: table o
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, -3, 1);
   lua_insert(L, -2); /* stack: table, function, box */
-  atomic_fetch_add_explicit(&code->refs, 1, memory_order_relaxed);
-  box->code = code;
+  box->code = aioL_code_ref(code);
   lua_Integer n = lua_rawgeti(L, -3, 0) == LUA_TNUMBER ? lua_tointeger(L, -1) : 0;
   lua_pop(L, 1);
   if (n >= CODES_MAX) {

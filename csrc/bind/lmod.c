@@ -222,7 +222,7 @@ static int runtime_gc(lua_State *L) {
   aioL_scopes_free(L, rt);
   aioL_holds_free(L, rt);
   aioL_ties_free(L, rt);
-  aioL_paths_drop(rt);
+  aioL_jobs_drop(rt);
   aioL_arrivals_free(rt);
   if (rt->vclock) aio_vclock_free(rt->vclock);
   rt->vclock = NULL;

@@ -14,44 +14,34 @@ enum { SMALL = 256 }; /* bytes of a parcel that is made without much ado */
 
 /* ---- the shortest way, for what most jobs take and return ---- */
 
-typedef struct LSmall {
-  unsigned char data[SMALL];
-  size_t size;
-  LCode *code;
-  bool strings;
-} LSmall;
-
-static void small_put(LSmall *s, LTag tag, const void *data, size_t size) {
-  s->data[s->size++] = (unsigned char)tag;
-  memcpy(s->data + s->size, data, size);
-  s->size += size;
+static void small_put(LParcel *p, LTag tag, const void *data, size_t size) {
+  p->data[p->size++] = (unsigned char)tag;
+  memcpy(p->data + p->size, data, size);
+  p->size += size;
 }
 
 /* [-0, +0, -] false: it is too large for this, or the values are. */
-static bool small_value(lua_State *L, int idx, LSmall *s) {
+static bool small_value(lua_State *L, int idx, LParcel *p) {
   size_t len;
-  if (s->size + L_SHORT + 16 > sizeof s->data) return false;
+  if (p->size + L_SHORT + 16 > SMALL) return false;
   switch (lua_type(L, idx)) {
-    case LUA_TNIL: small_put(s, T_NIL, "", 0); return true;
-    case LUA_TBOOLEAN: small_put(s, lua_toboolean(L, idx) ? T_TRUE : T_FALSE, "", 0); return true;
+    case LUA_TNIL: small_put(p, T_NIL, "", 0); return true;
+    case LUA_TBOOLEAN: small_put(p, lua_toboolean(L, idx) ? T_TRUE : T_FALSE, "", 0); return true;
     case LUA_TNUMBER:
       if (lua_isinteger(L, idx))
-        small_put(s, T_INTEGER, &(lua_Integer){lua_tointeger(L, idx)}, sizeof(lua_Integer));
+        small_put(p, T_INTEGER, &(lua_Integer){lua_tointeger(L, idx)}, sizeof(lua_Integer));
       else
-        small_put(s, T_FLOAT, &(lua_Number){lua_tonumber(L, idx)}, sizeof(lua_Number));
+        small_put(p, T_FLOAT, &(lua_Number){lua_tonumber(L, idx)}, sizeof(lua_Number));
       return true;
     case LUA_TSTRING: {
       const char *bytes = lua_tolstring(L, idx, &len);
       if (len > L_SHORT) return false;
-      small_put(s, T_STRING, &len, sizeof len);
-      memcpy(s->data + s->size, bytes, len);
-      s->size += len;
-      return s->strings = true;
-    }
-    case LUA_TFUNCTION:
-      if (s->code || !(s->code = aioL_known_code(L, idx))) return false;
-      small_put(s, T_CODE, "", 0);
+      small_put(p, T_STRING, &len, sizeof len);
+      memcpy(p->data + p->size, bytes, len);
+      p->size += len;
+      p->plain = false;
       return true;
+    }
     default: return false;
   }
 }
@@ -59,28 +49,32 @@ static bool small_value(lua_State *L, int idx, LSmall *s) {
 static void let_go(LParcel *p) {
   aioL_code_unref(p->code);
   for (LBlock *b = p->blocks, *next; b; b = next) next = b->next, aioL_block_unref(b);
+  p->code = NULL;
+  p->blocks = NULL;
 }
 
-/* [-0, +0, -] NULL: it cannot be done so. `reuse`: a parcel that is not needed any more, or NULL. */
-static LParcel *small_pack(lua_State *L, int first, LParcel *reuse) {
-  LSmall s = {.size = 0};
+LParcel *aioL_parcel_pack_small(lua_State *L, int first, LCode *code, LParcel **reuse) {
   int top = lua_gettop(L);
-  bool fits = true;
-  for (int i = first; i <= top && fits; i++) fits = small_value(L, i, &s);
-  LParcel *p = !fits ? NULL : reuse && reuse->room >= s.size ? reuse : malloc(sizeof *p + SMALL);
-  if (!p) return aioL_code_unref(s.code), NULL;
-  if (p == reuse) let_go(p);
-  *p = (LParcel){.room = p == reuse ? p->room : SMALL, .code = s.code, .size = s.size, .values = top - first + 1,
-                 .simple = !s.code && !s.strings};
-  memcpy(p->data, s.data, s.size);
-  return p;
+  LParcel *p = reuse && *reuse && (*reuse)->room >= SMALL ? *reuse : malloc(sizeof *p + SMALL);
+  if (!p) return aioL_code_unref(code), NULL;
+  bool fits = true, reused = reuse && p == *reuse;
+  size_t room = reused ? p->room : SMALL;
+  if (reused) let_go(p);
+  *p = (LParcel){.room = room, .code = code, .values = top - first + 1, .plain = true};
+  if (code) small_put(p, T_CODE, "", 0);
+  for (int i = first + (code != NULL); i <= top && fits; i++) fits = small_value(L, i, p);
+  if (fits) {
+    if (reused) *reuse = NULL;
+    lua_settop(L, first - 1);
+    return p;
+  }
+  reused ? let_go(p) : aioL_parcel_free(p);
+  return NULL;
 }
 
 LParcel *aioL_parcel_pack(lua_State *L, int first) {
   luaL_checkstack(L, L_SLOTS, "too many values to copy");
-  LParcel *p = small_pack(L, first, NULL);
-  if (p) return lua_settop(L, first - 1), p;
-  p = aioL_parcel_try_pack(L, first, "argument");
+  LParcel *p = aioL_parcel_try_pack(L, first, "argument");
   if (p) return p;
   luaL_where(L, 1);
   lua_insert(L, -2);
@@ -89,17 +83,24 @@ LParcel *aioL_parcel_pack(lua_State *L, int first) {
 }
 
 LParcel *aioL_parcel_pack_safe(lua_State *L, int first, const char *what, LParcel **reuse, bool *ok) {
+  LParcel *p = aioL_parcel_pack_small(L, first, NULL, reuse);
+  *ok = true;
+  if (p) return p;
   bool stack = lua_checkstack(L, L_SLOTS);
-  LParcel *p = stack ? small_pack(L, first, *reuse) : NULL;
-  if (p && p == *reuse) *reuse = NULL;
-  if (stack && !p) p = aioL_parcel_try_pack(L, first, what);
+  if (stack) p = aioL_parcel_try_pack(L, first, what);
   *ok = p != NULL;
   if (stack && !p) p = aioL_parcel_try_pack(L, first, "error"); /* the message */
   lua_settop(L, first - 1);
   return p;
 }
 
-bool aioL_parcel_is_simple(const LParcel *p) { return p->simple; }
+LCode *aioL_parcel_code(const LParcel *p) { return p->values && p->data[0] == T_CODE ? p->code : NULL; }
+
+bool aioL_parcel_clear(LParcel *p) {
+  if (p->room < SMALL || p->room > 2 * SMALL) return false;
+  let_go(p);
+  return true;
+}
 
 void aioL_parcel_free(LParcel *p) {
   if (!p) return;

@@ -32,7 +32,7 @@ struct LParcel {
   size_t size;
   uint32_t objects; /* those with a number, from 1 */
   int values;
-  bool simple;      /* unpacking it makes no object: it cannot fail */
+  bool plain;       /* nothing but small values: unpacking them, but for `code`, cannot fail */
   unsigned char data[];
 };
 

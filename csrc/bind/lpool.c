@@ -1,106 +1,31 @@
 /* SPDX-License-Identifier: MIT
  * aio.work: a Lua function run by a thread of the pool, in that thread's own Lua state.
  *
- * Way      aio.work -> parcel of function and arguments (lparcel.c) -> aio_pool_submit -> run, in the worker -> unpack, call,
- *          pack -> done, in the loop -> the caller's ticket -> unpack -> results, or the error raised
- * Threads  run and what it calls: a worker, with its own state; it touches nothing of the caller's. The rest: home.
- * Owner    an LWork is malloc'ed: freed by who takes its results, by done when nobody waits any more, or with the context.
- * Keep     a worker's state lasts as long as its thread, unless memory ran out in it: then the next job has a new one. */
-#include <errno.h>
-#include <lualib.h>
+ * Way      aio.work -> parcel of function and arguments (lparcel.c) -> aio_pool_submit -> aioL_work_run (lworker.c), in the
+ *          worker -> done, in the loop -> the caller's ticket -> unpack -> results, or the error raised
+ * Threads  home.
+ * Owner    an LWork is malloc'ed: freed by who takes its results, by done when nobody waits any more, or with the context;
+ *          a few are kept, with a parcel, to be used again. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "lbind.h"
+#include "lwork.h"
 
 /*** The thread pool.
 @module aioloop.pool */
 
-typedef struct LPaths { /* package.path and package.cpath */
-  atomic_uint refs;
-  size_t size, cpath; /* bytes in all; where the second begins */
-  char text[];
-} LPaths;
+enum { SPARE_MAX = 16 };
 
-typedef struct LWork {
-  LFlight f;
-  AioJob job;
-  LPaths *paths;     /* for a new state */
-  LParcel *in, *out; /* out: what the function returned, or its error and traceback */
-  const char *lost;  /* why there is no `out` */
-  bool failed;
-} LWork;
-
-/* ---- in the worker ---- */
-
-static int traceback(lua_State *L) { /* stack: error -> error; the traceback goes to the registry */
-  luaL_traceback(L, L, NULL, 1);
-  lua_setfield(L, LUA_REGISTRYINDEX, "aioloop.traceback");
-  return 1;
-}
-
-/* stack: LWork (light). Returns what the function returns. */
-static int call_job(lua_State *L) {
-  LWork *w = lua_touserdata(L, 1);
-  lua_settop(L, 0);
-  int n = aioL_parcel_unpack(L, w->in); /* function, arguments */
-  lua_call(L, n - 1, LUA_MULTRET);
-  return lua_gettop(L);
-}
-
-static void close_state(void *state) { lua_close(state); }
-
-/* stack: LWork (light) */
-static int open_state(lua_State *L) {
-  const LWork *w = lua_touserdata(L, 1);
-  luaL_openlibs(L);
-  lua_getglobal(L, "package");
-  lua_pushstring(L, w->paths->text);
-  lua_setfield(L, -2, "path");
-  lua_pushstring(L, w->paths->text + w->paths->cpath);
-  lua_setfield(L, -2, "cpath");
-  return 0;
-}
-
-static lua_State *worker_state(LWork *w) { /* NULL: no memory */
-  lua_State *L = aio_pool_local();
-  if (L) return L;
-  L = luaL_newstate();
-  if (!L) return NULL;
-  lua_pushcfunction(L, open_state);
-  lua_pushlightuserdata(L, w);
-  if (lua_pcall(L, 1, 0, 0) != LUA_OK) return lua_close(L), NULL;
-  aio_pool_set_local(L, close_state);
-  return L;
-}
-
-static void replace_state(lua_State *L) {
-  aio_pool_set_local(NULL, NULL);
-  lua_close(L);
-}
-
-static void run(void *opaque) {
-  LWork *w = opaque;
-  lua_State *L = worker_state(w);
-  bool copied = true;
-  if (!L) {
-    w->lost = "not enough memory for a Lua state";
-    return;
-  }
-  lua_settop(L, 0);
-  lua_pushcfunction(L, traceback);
-  lua_pushcfunction(L, call_job);
-  lua_pushlightuserdata(L, w);
-  int status = lua_pcall(L, 1, LUA_MULTRET, 1);
-  lua_remove(L, 1);
-  w->failed = status != LUA_OK;
-  if (w->failed) lua_getfield(L, LUA_REGISTRYINDEX, "aioloop.traceback");
-  w->out = aioL_parcel_pack_safe(L, 1, w->failed ? "error" : "result", &w->in, &copied);
-  w->failed |= !copied; /* what cannot be copied is an error, and so is what is said of that */
-  if (!w->out) w->lost = "not enough memory to copy what the job returned";
-  if (status == LUA_ERRMEM || status == LUA_ERRERR) replace_state(L);
-}
+/* What a job is made of that was so for the last one, too. Upvalues of aio.work keep what is known by its address. */
+typedef struct LJobs {
+  LPaths *paths;
+  const char *path, *cpath; /* the strings that they were made of */
+  const void *fn;           /* the last function, and its code */
+  LCode *code;
+  LWork *spare;
+  unsigned nspare;
+} LJobs;
 
 /* ---- at home: any job for which somebody waits ---- */
 
@@ -160,17 +85,34 @@ static void paths_unref(LPaths *p) {
   if (p && atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) == 1) free(p);
 }
 
-void aioL_paths_drop(LRuntime *rt) {
-  paths_unref(rt->paths);
-  rt->paths = NULL;
+void aioL_jobs_drop(LRuntime *rt) {
+  LJobs *j = rt->jobs;
+  rt->jobs = NULL;
+  if (!j) return;
+  paths_unref(j->paths);
+  aioL_code_unref(j->code);
+  for (LWork *w = j->spare, *next; w; w = next) {
+    next = w->next_spare;
+    aioL_parcel_free(w->in);
+    free(w);
+  }
+  free(j);
 }
 
 static void free_work(LFlight *f) {
   LWork *w = container_of(f, LWork, f);
-  aioL_parcel_free(w->in);
-  aioL_parcel_free(w->out);
+  LJobs *j = f->c->rt->jobs;
   paths_unref(w->paths);
-  free(w);
+  if (!w->in) w->in = w->out, w->out = NULL; /* the worker has used it again, and so may others */
+  aioL_parcel_free(w->out);
+  if (!j || j->nspare == SPARE_MAX || !w->in || !aioL_parcel_clear(w->in)) {
+    aioL_parcel_free(w->in);
+    free(w);
+    return;
+  }
+  w->next_spare = j->spare;
+  j->spare = w;
+  j->nspare++;
 }
 
 static void cancel_work(LFlight *f) { aio_pool_cancel(&container_of(f, LWork, f)->job); }
@@ -189,11 +131,8 @@ static int results(lua_State *L, LTicket *tk) {
   int base = lua_gettop(L);
   bool failed = w->failed;
   luaL_checkstack(L, 4, NULL);
-  if (w->out && !failed && aioL_parcel_is_simple(w->out)) {
-    int n = aioL_parcel_unpack(L, w->out);
-    aioL_flight_end(&w->f);
-    return n;
-  }
+  int n = w->out && !failed ? aioL_parcel_unpack_plain(L, w->out, LUA_MINSTACK / 2) : -1;
+  if (n >= 0) return aioL_flight_end(&w->f), n;
   lua_pushcfunction(L, unpack);
   lua_pushlightuserdata(L, w);
   if (w->lost) {
@@ -218,41 +157,78 @@ static int results(lua_State *L, LTicket *tk) {
 static const LWaitOps work_ops = {.name = "aio.work", .leave = aioL_flight_leave, .results = results,
                                   .revoke = aioL_flight_revoke};
 
-static const char *path_of(lua_State *L, const char *field, size_t *len) { /* [-0, +1, -] kept alive by package */
-  *len = 0;
-  if (!lua_istable(L, -1)) return lua_pushnil(L), "";
-  lua_pushstring(L, field);
-  lua_rawget(L, -2);
-  return lua_type(L, -1) == LUA_TSTRING ? lua_tolstring(L, -1, len) : "";
+/* ---- what is as it was the last time ---- */
+
+enum { U_PACKAGE = 3, U_PATH, U_CPATH, U_LAST_PATH, U_LAST_CPATH, U_LAST_FN, UPVALUES = U_LAST_FN }; /* of aio.work */
+
+static const char *path_of(lua_State *L, int field) { /* [-0, +1, -] kept alive by what is pushed */
+  lua_pushvalue(L, lua_upvalueindex(field));
+  lua_rawget(L, lua_upvalueindex(U_PACKAGE));
+  return lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
 }
 
-static bool are_same(const LPaths *p, const char *path, size_t len, const char *cpath, size_t clen) {
-  return p && p->cpath == len + 1 && p->size == len + clen + 2 && !memcmp(p->text, path, len) && !memcmp(p->text + len + 1, cpath, clen);
+static LPaths *new_paths(const char *path, const char *cpath) { /* NULL: no memory */
+  size_t len = strlen(path), clen = strlen(cpath);
+  LPaths *p = malloc(sizeof *p + len + clen + 2);
+  if (!p) return NULL;
+  atomic_init(&p->refs, 1);
+  p->size = len + clen + 2;
+  p->cpath = len + 1;
+  memcpy(p->text, path, len + 1);
+  memcpy(p->text + p->cpath, cpath, clen + 1);
+  return p;
 }
 
-/* [-0, +0, m] Those of now, counted; as a rule they are those of last time. NULL: no memory. */
-static LPaths *current_paths(lua_State *L, LRuntime *rt) {
-  size_t len, clen;
-  luaL_checkstack(L, 4, NULL);
-  lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
-  lua_getfield(L, -1, "package");
-  const char *path = path_of(L, "path", &len);
-  lua_insert(L, -2); /* stack: loaded, path, package */
-  const char *cpath = path_of(L, "cpath", &clen);
-  if (!are_same(rt->paths, path, len, cpath, clen)) {
-    aioL_paths_drop(rt);
-    LPaths *p = rt->paths = malloc(sizeof *p + len + clen + 2);
-    if (p) {
-      atomic_init(&p->refs, 1);
-      p->size = len + clen + 2;
-      p->cpath = len + 1;
-      memcpy(p->text, path, len + 1);
-      memcpy(p->text + p->cpath, cpath, clen + 1);
-    }
+/* [-0, +0, -] Those of now, counted; as a rule they are those of last time. NULL: no memory. */
+static LPaths *current_paths(lua_State *L, LJobs *j) {
+  const char *path = path_of(L, U_PATH), *cpath = path_of(L, U_CPATH);
+  if (!j->paths || path != j->path || cpath != j->cpath) {
+    paths_unref(j->paths);
+    j->paths = new_paths(path, cpath);
+    j->path = path;
+    j->cpath = cpath;
+    lua_copy(L, -2, lua_upvalueindex(U_LAST_PATH));
+    lua_copy(L, -1, lua_upvalueindex(U_LAST_CPATH));
   }
-  lua_pop(L, 4);
-  if (rt->paths) atomic_fetch_add_explicit(&rt->paths->refs, 1, memory_order_relaxed);
-  return rt->paths;
+  lua_pop(L, 2);
+  if (j->paths) atomic_fetch_add_explicit(&j->paths->refs, 1, memory_order_relaxed);
+  return j->paths;
+}
+
+/* [-0, +0, -] The code of the function at 1, counted; NULL: it has none yet, or may not have any. */
+static LCode *code_of(lua_State *L, LJobs *j) {
+  if (lua_topointer(L, 1) == j->fn) return aioL_code_ref(j->code);
+  LCode *code = aioL_known_code(L, 1);
+  if (!code) return NULL;
+  aioL_code_unref(j->code);
+  j->code = aioL_code_ref(code);
+  j->fn = lua_topointer(L, 1);
+  lua_copy(L, 1, lua_upvalueindex(U_LAST_FN));
+  return code;
+}
+
+/* stack: function, arguments -> */
+static LWork *new_work(lua_State *L, LContext *c, LJobs *j) { /* [-n, +0, e] */
+  LWork *w = j->spare;
+  LParcel *in = aioL_parcel_pack_small(L, 1, code_of(L, j), w ? &w->in : NULL);
+  if (!in) in = aioL_parcel_pack(L, 1);
+  w = j->spare; /* packing may have run finalisers */
+  if (w) {
+    j->spare = w->next_spare;
+    j->nspare--;
+    if (w->in != in) aioL_parcel_free(w->in);
+  } else if (!(w = malloc(sizeof *w))) {
+    aioL_parcel_free(in);
+    luaL_error(L, "not enough memory");
+    return NULL;
+  }
+  *w = (LWork){.in = in, .paths = current_paths(L, j)};
+  aioL_flight_begin(&w->f, c, cancel_work, free_work);
+  if (!w->paths) {
+    aioL_flight_end(&w->f);
+    luaL_error(L, "not enough memory");
+  }
+  return w;
 }
 
 /*** Calls a function in a thread of the pool, in a Lua state of its own, and waits for it. Function, arguments and results
@@ -265,17 +241,10 @@ are copied: nil, booleans, numbers, strings, tables, and Lua functions whose upv
 static int mod_work(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   LContext *c = aioL_waits_in(L); /* raises where waiting is impossible, before there is anything to lose */
-  LParcel *in = aioL_parcel_pack(L, 1);
-  LWork *w = malloc(sizeof *w);
-  if (w) *w = (LWork){.in = in};
-  if (w) aioL_flight_begin(&w->f, c, cancel_work, free_work);
-  if (!w) aioL_parcel_free(in);
-  if (!w || !(w->paths = current_paths(L, c->rt))) {
-    if (w) aioL_flight_end(&w->f);
-    return luaL_error(L, "not enough memory");
-  }
+  if (!c->rt->jobs) return luaL_error(L, "attempt to use a closed context");
+  LWork *w = new_work(L, c, c->rt->jobs);
   LTicket *tk = aioL_ticket(L, c, &work_ops);
-  int rc = aio_pool_submit(c->core, &w->job, run, done, w);
+  int rc = aio_pool_submit(c->core, &w->job, aioL_work_run, done, w);
   if (rc < 0) {
     aioL_ticket_drop(tk);
     aioL_flight_end(&w->f);
@@ -300,9 +269,25 @@ int aioL_ctx_set_threads(lua_State *L) {
   return lua_pushboolean(L, 1), 1;
 }
 
+static void push_package(lua_State *L) { /* [-0, +1, m] an empty table, where scripts have none */
+  lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  lua_getfield(L, -1, "package");
+  if (!lua_istable(L, -1)) lua_pop(L, 1), lua_newtable(L);
+  lua_remove(L, -2);
+}
+
 void aioL_open_pool(lua_State *L, LRuntime *rt, int module) {
-  static const luaL_Reg functions[] = {{"work", mod_work}, {NULL, NULL}};
-  lua_pushvalue(L, module);
-  aioL_functions(L, rt, functions);
-  lua_pop(L, 1);
+  if (!rt->jobs) { /* else it is required again */
+    rt->jobs = malloc(sizeof *rt->jobs);
+    if (!rt->jobs) luaL_error(L, "not enough memory");
+    *rt->jobs = (LJobs){.fn = NULL};
+  }
+  aioL_push_runtime(L, rt);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->anchors);
+  push_package(L);
+  lua_pushliteral(L, "path");
+  lua_pushliteral(L, "cpath");
+  for (int i = U_LAST_PATH; i <= UPVALUES; i++) lua_pushnil(L);
+  lua_pushcclosure(L, mod_work, UPVALUES);
+  lua_setfield(L, module, "work");
 }

@@ -102,6 +102,17 @@ static void get_contents(lua_State *L, LUnpacking *u) { /* [-0, +0, e] of the ob
   for (int i = 1; !next_is(L, u, T_END); i++) (lua_istable(L, at) ? get_field : get_upvalue)(L, u, at, i);
 }
 
+/* The first `from` values, which are a T_CODE, are left out. */
+static int unpack_plain(lua_State *L, const LParcel *p, int from, int max) {
+  LUnpacking u = {.at = p->data + from, .end = p->data + p->size};
+  if (!p->plain || p->values > max) return -1;
+  for (int i = from; i < p->values; i++) get_value(L, &u);
+  return p->values - from;
+}
+
+int aioL_parcel_unpack_plain(lua_State *L, const LParcel *p, int max) { return p->code ? -1 : unpack_plain(L, p, 0, max); }
+int aioL_parcel_unpack_rest(lua_State *L, const LParcel *p, int max) { return unpack_plain(L, p, 1, max); }
+
 int aioL_parcel_unpack(lua_State *L, LParcel *p) {
   LUnpacking u = {.at = p->data, .end = p->data + p->size, .code = p->code,
                   .objects = lua_gettop(L) + 1};
