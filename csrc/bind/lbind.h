@@ -224,7 +224,7 @@ bool aioL_take(LTicket *tk, LOutcome outcome, int err);
 bool aioL_take_later(LTicket *tk, LOutcome outcome, int err);   /* the same, but the waiter never runs within this call */
 bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err); /* the same without waking */
 /* For an operation that need not wait now: a cancelled caller does not get that far. Raises as aioL_ticket. */
-void aioL_checkpoint(lua_State *L); /* [-0, +0, e] */
+static inline void aioL_checkpoint(lua_State *L); /* [-0, +0, e] */
 static inline LTicket *aioL_ticket_first(AioLink *queue) { /* first come, first served */
   return list_empty(queue) ? NULL : container_of(queue->next, LTicket, link);
 }
@@ -455,6 +455,16 @@ static inline lua_State *aioL_innermost(const LTask *t) {
   return t->ties && t->ties->flow.wrap ? t->ties->flow.wrap->co : t->L;
 }
 int aioL_suspend(lua_State *L, LTask *t, lua_KContext ctx, lua_KFunction k); /* lua_yieldk, to the loop */
+/* Whether L runs the task itself, and nothing can have cancelled it: it is in no scope, nor in a wrapped coroutine. */
+static inline bool aioL_at_ease(const lua_State *L, const LTask *t) {
+  if (!t || t->L != L || t->cancelled) return false;
+  return !t->ties || (!t->ties->flow.scopes && !t->ties->flow.wrap);
+}
+void aioL_check_flow(lua_State *L, LRuntime *rt); /* [-0, +0, e] aioL_checkpoint's, for all others */
+static inline void aioL_checkpoint(lua_State *L) {
+  LRuntime *rt = aioL_runtime(L);
+  if (!aioL_at_ease(L, rt->task)) aioL_check_flow(L, rt);
+}
 
 /* ---- lreport.c: who waits on what, where, and who made it ---- */
 

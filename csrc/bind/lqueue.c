@@ -288,23 +288,23 @@ static int queue_put(lua_State *L) {
   LQueue *q = check_queue(L);
   luaL_argcheck(L, !lua_isnoneornil(L, 2), 2, "a queue holds no nil");
   int64_t timeout = aioL_opt_ns(L, 3);
-  lua_settop(L, 3);
+  if (lua_gettop(L) != 2) lua_settop(L, 2);
   aioL_checkpoint(L);
   if (q->closed) return aioL_closed(L);
   LTicket *tk = aioL_ticket_first(&q->getters);
   push_items(L);
-  lua_pushvalue(L, 2); /* stack: queue, value, timeout, items, value */
+  lua_pushvalue(L, 2); /* stack: queue, value, items, value */
   if (tk) {
-    lua_rawsetp(L, 4, tk);
+    lua_rawsetp(L, 3, tk);
     aioL_take_later(tk, L_DONE, 0);
   } else if (q->capacity < 0 || count(q) < q->capacity) {
-    append(L, q, 4);
+    append(L, q, 3);
   } else if (timeout <= 0) {
     return aioL_timed_out(L);
   } else {
     tk = aioL_ticket(L, aioL_current(L), &put_ops);
     lua_pushvalue(L, 2);
-    lua_rawsetp(L, 4, tk);
+    lua_rawsetp(L, 3, tk);
     tk->op = q;
     list_append(&q->putters, &tk->link);
     return aioL_wait(L, tk, timeout);
@@ -327,9 +327,11 @@ static bool take_first(lua_State *L, LQueue *q) { /* [-0, +n, m] the item is on 
   if (!count(q) && !tk) return false;
   push_items(L);
   if (count(q)) {
-    lua_rawgeti(L, -1, place(q, q->head));
-    lua_pushnil(L);
-    lua_rawseti(L, -3, place(q, q->head++));
+    if (lua_rawgeti(L, -1, place(q, q->head)) > LUA_TNUMBER) { /* else it keeps nothing alive, and will be written over */
+      lua_pushnil(L);
+      lua_rawseti(L, -3, place(q, q->head));
+    }
+    q->head++;
     if (tk) lua_insert(L, -2), refill(L, q), lua_pop(L, 1);
   } else {
     lua_rawgetp(L, -1, tk);
@@ -367,9 +369,7 @@ static int queue_close(lua_State *L) {
 }
 
 static int next_item(lua_State *L) {
-  LQueue *q = check_queue(L);
-  lua_settop(L, 1);
-  return get(L, q, AIO_FOREVER);
+  return get(L, check_queue(L), AIO_FOREVER);
 }
 
 /*** For loops: `for value in q:iter() do`. Ends when the queue is closed and empty.

@@ -72,12 +72,8 @@ LTask *aioL_waiter(lua_State *L, LContext *c) {
   return NULL;
 }
 
-/* Whether a task can wait without more ado: it is not cancelled, and runs neither in a scope nor in a wrapped coroutine.
- * Most do: what would find out why not need not be asked. */
-static bool may_wait(lua_State *L, const LTask *t) {
-  const LFlow *flow = t && t->ties ? &t->ties->flow : NULL;
-  return t && t->L == L && !t->cancelled && (!flow || (!flow->scopes && !flow->wrap)) && lua_isyieldable(L);
-}
+/* Whether a task can wait without more ado. Most can: what would find out why not need not be asked. */
+static bool may_wait(lua_State *L, const LTask *t) { return aioL_at_ease(L, t) && lua_isyieldable(L); }
 
 /* ---- cancelled before it waits ---- */
 
@@ -130,7 +126,7 @@ static LTicket *polling_ticket(lua_State *L, LRuntime *rt) { /* [-0, +1, m] */
   return lua_touserdata(L, -1);
 }
 
-static void checkpoint(lua_State *L, LRuntime *rt) {
+void aioL_check_flow(lua_State *L, LRuntime *rt) {
   LTask *t = rt->task;
   if (t && aioL_innermost(t) == L) {
     check_cancel(L, t->c, t);
@@ -141,14 +137,12 @@ static void checkpoint(lua_State *L, LRuntime *rt) {
   }
 }
 
-void aioL_checkpoint(lua_State *L) { checkpoint(L, aioL_runtime(L)); }
-
 LContext *aioL_waits_in(lua_State *L) {
   const LRuntime *rt = aioL_runtime(L);
   LContext *c = rt->current;
   if (c && !c->closed && may_wait(L, rt->task)) return c;
   c = aioL_current(L);
-  checkpoint(L, c->rt);
+  aioL_check_flow(L, c->rt);
   aioL_waiter(L, c);
   aioL_check_open(L, c);
   return c;
