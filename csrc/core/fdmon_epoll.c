@@ -14,8 +14,8 @@
 
 #include "internal.h"
 
-/* So often what is found is looked at: is the fd still open? And so often: is it still the same file's? */
-enum { BATCH = 256, BATCHES_PER_LOOK = 4, BATCHES_PER_CHECK = 64 };
+/* So often some of what is found is looked at: is the fd still open? And so often: is it still the same file's? */
+enum { BATCH = 256, BATCHES_PER_LOOK = 4, BATCHES_PER_CHECK = 64, LOOKS = 4 };
 #define NOTIFIER_DATA UINT64_MAX
 
 static int ctl(AioContext *ctx, int op, int fd, unsigned events, uint64_t data) {
@@ -117,13 +117,24 @@ static unsigned revents_of(uint32_t events) {
          (events & EPOLLHUP ? AIO_HUP : 0u);
 }
 
+/* Which of n events are looked at now: the first, and how many from there on, round about. Each is among them some time. */
+static int looks(AioContext *ctx, int n, int *first) {
+  if (n <= 0 || ++ctx->batches % BATCHES_PER_LOOK) return 0;
+  *first = (int)((ctx->batches * 2654435761u >> 16) % (uint32_t)n); /* scattered, as by D. Knuth's multiplicative hash */
+  return n < LOOKS ? n : LOOKS;
+}
+
+static bool is_gone(AioContext *ctx, int fd) { /* but a duplicate keeps the file open */
+  return ctx->batches % BATCHES_PER_CHECK ? fcntl(fd, F_GETFD) < 0 : !same(ctx, fd);
+}
+
 static int wait(AioContext *ctx, int64_t timeout_ns) {
   struct epoll_event ev[BATCH];
-  int found = ctx->rebuild ? rebuild(ctx) : 0;
+  int found = ctx->rebuild ? rebuild(ctx) : 0, first = 0;
   if (ctx->rebuild) timeout_ns = aio__earlier(timeout_ns, SWEEP_NS);
   int n = wait_ns(ctx, ev, found ? 0 : timeout_ns);
   if (n < 0) return -errno;
-  bool look = n > 0 && ++ctx->batches % BATCHES_PER_LOOK == 0, check = look && ctx->batches % BATCHES_PER_CHECK == 0;
+  int nlooks = looks(ctx, n, &first);
   for (int i = 0; i < n; i++) {
     if (ev[i].data.u64 == NOTIFIER_DATA) {
       ctx->notifier_fired = true;
@@ -131,7 +142,8 @@ static int wait(AioContext *ctx, int64_t timeout_ns) {
     }
     uint32_t fd = (uint32_t)ev[i].data.u64, gen = (uint32_t)(ev[i].data.u64 >> 32);
     bool current = fd < ctx->nfds && ctx->fds[fd].in_kernel && ctx->fds[fd].gen == gen;
-    bool gone = current && look && (check ? !same(ctx, (int)fd) : fcntl((int)fd, F_GETFD) < 0); /* a duplicate keeps the file open */
+    bool look = nlooks && (i >= first ? i - first : i - first + n) < nlooks;
+    bool gone = current && look && is_gone(ctx, (int)fd);
     if (current) found += aio__fd_found(ctx, (int)fd, gone ? AIO_NVAL : revents_of(ev[i].events));
     if (!current || gone) ctx->rebuild = true;
   }
