@@ -238,6 +238,7 @@ bool aio_notifier_clear(const AioNotifier *n); /* true if it was set; empties it
 
 typedef struct AioSignal {
   AioWatch watch;
+  AioTimer again;     /* the kernel had no room for the watch any more: to be tried later */
   AioNotifier notifier;
   AioFn *fn;
   void *opaque;

@@ -4,6 +4,7 @@
  * Way      aio_signal_open -> sigaction, a place in `places`; signal -> on_signal -> eventfd -> the turn -> ready -> fn
  * Threads  open and close: home. on_signal: whichever thread the signal interrupts.
  * Owner    the caller. The action that stood before comes back with the last AioSignal of its number.
+ *          A watch that the kernel has no room for any more is opened again, later if need be: a signal is not missed for it.
  * Keep     on_signal touches only `places`, and is counted while it does: whoever takes a place away waits until nobody
  *          can be about to write to its fd, whose number may be another file's the next moment. */
 #include <errno.h>
@@ -14,6 +15,7 @@
 #include "internal.h"
 
 enum { PLACES = 256, SIGNALS = 65 };
+#define AGAIN_NS INT64_C(50000000)
 
 static struct {
   atomic_int signo; /* 0: free */
@@ -66,8 +68,20 @@ static void release(int signo) {
   if (--users[signo] == 0) sigaction(signo, &before[signo], NULL);
 }
 
+static void ready(void *opaque);
+
+static int watch(AioSignal *s) {
+  return aio_watch_open(&s->watch, s->again.ctx, s->notifier.rfd, AIO_READ, ready, NULL, s);
+}
+
+static void watch_again(void *opaque) {
+  AioSignal *s = opaque;
+  if (watch(s) < 0) aio_timer_arm(&s->again, aio_timer_now(&s->again) + AGAIN_NS);
+}
+
 static void ready(void *opaque) {
   AioSignal *s = opaque;
+  if (s->watch.lost) watch_again(s);
   if (aio_notifier_clear(&s->notifier)) s->fn(s->opaque);
 }
 
@@ -78,7 +92,8 @@ int aio_signal_open(AioSignal *s, AioContext *ctx, int signo, AioFn *fn, void *o
   if (rc < 0) return rc;
   s->fn = fn;
   s->opaque = opaque;
-  rc = aio_watch_open(&s->watch, ctx, s->notifier.rfd, AIO_READ, ready, NULL, s);
+  aio_timer_init(&s->again, ctx, AIO_CLOCK_MONOTONIC, watch_again, s);
+  rc = watch(s);
   if (rc < 0) goto no_watch;
   pthread_mutex_lock(&lock);
   rc = s->place = take_place(signo, s->notifier.wfd);
@@ -101,6 +116,7 @@ void aio_signal_close(AioSignal *s) {
   leave_place(s->place);
   pthread_mutex_unlock(&lock);
   s->signo = 0;
+  aio_timer_disarm(&s->again);
   aio_watch_close(&s->watch);
   aio_notifier_close(&s->notifier);
 }

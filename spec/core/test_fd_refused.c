@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Watches that the kernel has no room for any more: they end and say so, and their fd is not taken to be closed. */
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -127,6 +128,27 @@ static void when_the_set_is_built_anew(Loop *l) {
 
 static void count(void *opaque) { ++*(int *)opaque; }
 
+/* Its own watch: what came meanwhile is told when there is room again. */
+static void of_a_signal(Loop *l) {
+  AioSignal s;
+  int told = 0;
+  Pair p = new_socketpair();
+  CHECK_EQ(aio_signal_open(&s, l->ctx, SIGUSR1, count, &told), 0);
+  refuse(s.notifier.rfd, ENOSPC);
+  int twin = outlive(l, p);
+  RUN_UNTIL(l, !aio_watch_is_open(&s.watch));
+  raise(SIGUSR1);
+  CHECK_QUIET(l);
+  CHECK_EQ(told, 0);
+  refuse(-1, 0);
+  RUN_UNTIL(l, told);
+  raise(SIGUSR1);
+  RUN_UNTIL(l, told == 2);
+  aio_signal_close(&s);
+  close(twin);
+  close(p.b);
+}
+
 /* When the loop is about to sleep, or does so. */
 static void *schedule(void *opaque) {
   AioBH *bh = opaque;
@@ -208,6 +230,7 @@ static const Test tests[] = {
   TEST(after_a_nested_turn),
   TEST(both_directions),
   TEST(when_the_set_is_built_anew),
+  TEST(of_a_signal),
   TEST(the_notifier),
   TEST(with_a_number_used_again),
   TEST(and_one_that_cannot_be_watched),
