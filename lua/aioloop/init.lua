@@ -9,6 +9,16 @@ local core = require "aioloop.core"
 local aio = {}
 for name, value in pairs(core) do aio[name] = value end
 
+-- What a file of ours returns; nil, message, errno when there is no descriptor to read it with.
+local function load(file)
+  local found, module = pcall(require, file)
+  if found then return module end
+  local null, message, errno = io.open "/dev/null"
+  if not null then return nil, (message:gsub("^/dev/null: ", "")), errno end
+  null:close()
+  error(module, 0)
+end
+
 -- These files are read when they are first needed: reading them all would take longer than all the rest.
 for file, names in pairs {
   ["aioloop.combine"] = { "gather", "race", "map", "from_callback" },
@@ -19,7 +29,9 @@ for file, names in pairs {
 } do
   for _, name in ipairs(names) do
     aio[name] = function(...)
-      aio[name] = require(file)[name] -- an error of its own says where it was called
+      local module, message, errno = load(file)
+      if not module then return nil, message, errno end
+      aio[name] = module[name] -- an error of its own says where it was called
       return aio[name](...)
     end
   end

@@ -93,6 +93,20 @@ describe("context", function()
       assert.equal("true", lines[4])
     end)
 
+    it("without free descriptors does not keep a part of the module from being read later", function()
+      local run = child.run([[
+        local aio = require "aioloop"
+        local keep = {}
+        repeat keep[#keep + 1] = io.open "/dev/null" until not io.open "/dev/null"
+        print(aio.udp())
+        keep = nil
+        collectgarbage()
+        print(aio.type((aio.udp())))
+      ]], 20, "ulimit -n 40;")
+      assert.equal(0, run.code, run.err)
+      assert.matches("^nil\tToo many open files\t24\nudp\n$", run.out)
+    end)
+
     it("a thousand times and dropped, leaves fds and memory as they were #slow", function()
       local function round(n)
         for i = 1, n do
