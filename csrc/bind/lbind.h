@@ -54,6 +54,7 @@ typedef struct LRuntime {
   struct LTies *spare_ties;  /* lco.c */
   struct LGroup *cancelling; /* lgroup.c: the last of those whose members are to be cancelled, while that is going on */
   int spare_ticket;          /* registry: the ticket for the next polling wait, or false (lwait.c) */
+  bool ticket_laid;          /* it is there */
   int contexts;              /* registry: table that keeps the LContexts */
   int record;                /* registry: what lreport.c remembers of the task that has spawned last, or false */
   lua_Integer record_of;     /* that task: id of its context */

@@ -107,22 +107,20 @@ static void check_cancel(lua_State *L, LContext *c, LTask *t) {
 /* The ticket of the next polling wait is made before its operation looks whether it must wait: a finaliser that runs in an
  * allocation may bring the very thing, and nobody would look again. */
 static void lay_ticket_aside(lua_State *L, LRuntime *rt) { /* [-0, +0, m] */
-  bool there = lua_rawgeti(L, LUA_REGISTRYINDEX, rt->spare_ticket) == LUA_TUSERDATA;
-  lua_pop(L, 1);
-  if (there) return;
+  if (rt->ticket_laid) return;
+  luaL_checkstack(L, 4, NULL);
   aioL_current(L); /* makes the default context */
   lua_newuserdatauv(L, sizeof(LTicket), 1);
   lua_rawseti(L, LUA_REGISTRYINDEX, rt->spare_ticket);
+  rt->ticket_laid = true;
 }
 
 static LTicket *polling_ticket(lua_State *L, LRuntime *rt) { /* [-0, +1, m] */
-  if (lua_rawgeti(L, LUA_REGISTRYINDEX, rt->spare_ticket) == LUA_TUSERDATA) {
-    lua_pushboolean(L, 0);
-    lua_rawseti(L, LUA_REGISTRYINDEX, rt->spare_ticket);
-  } else {
-    lua_pop(L, 1);
-    lua_newuserdatauv(L, sizeof(LTicket), 1);
-  }
+  if (!rt->ticket_laid) return lua_newuserdatauv(L, sizeof(LTicket), 1);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, rt->spare_ticket);
+  lua_pushboolean(L, 0);
+  lua_rawseti(L, LUA_REGISTRYINDEX, rt->spare_ticket);
+  rt->ticket_laid = false;
   return lua_touserdata(L, -1);
 }
 
@@ -131,16 +129,20 @@ void aioL_check_flow(lua_State *L, LRuntime *rt) {
   if (t && aioL_innermost(t) == L) {
     check_cancel(L, t->c, t);
   } else if (!t) {
-    luaL_checkstack(L, 4, NULL);
     lay_ticket_aside(L, rt);
     if (rt->flow.scopes || rt->flow.wrap) check_cancel(L, aioL_current(L), NULL);
   }
 }
 
+/* The same of a callback: it polls. */
+static bool may_poll(const lua_State *L, const LRuntime *rt) {
+  return !rt->task && rt->base == L && !rt->flow.scopes && !rt->flow.wrap && rt->ticket_laid;
+}
+
 LContext *aioL_waits_in(lua_State *L) {
   const LRuntime *rt = aioL_runtime(L);
   LContext *c = rt->current;
-  if (c && !c->closed && may_wait(L, rt->task)) return c;
+  if (c && !c->closed && (may_poll(L, rt) || may_wait(L, rt->task))) return c;
   c = aioL_current(L);
   aioL_check_flow(L, c->rt);
   aioL_waiter(L, c);
