@@ -220,10 +220,12 @@ void aioL_ticket_drop(LTicket *tk);                                    /* the se
 void aioL_ticket_abandon(lua_State *L, LTicket *tk);                   /* [-0, +0, -] nobody will look at its outcome */
 /* Waits at most timeout_ns; `return aioL_wait(...)` from a C function, whose results it makes. */
 int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns);          /* [-0, +n, e] */
+int aioL_wait_in(lua_State *L, AioLink *queue, const LWaitOps *ops, void *op, int64_t timeout_ns); /* the same, at a queue's end */
 /* The first to take an open ticket decides its outcome and wakes the waiter; false: it was gone. */
 bool aioL_take(LTicket *tk, LOutcome outcome, int err);
 bool aioL_take_later(LTicket *tk, LOutcome outcome, int err);   /* the same, but the waiter never runs within this call */
 bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err); /* the same without waking */
+void aioL_take_all(AioLink *queue, LOutcome outcome, int err);  /* of a queue of tickets; later, too */
 /* For an operation that need not wait now: a cancelled caller does not get that far. Raises as aioL_ticket. */
 static inline void aioL_checkpoint(lua_State *L); /* [-0, +0, e] */
 static inline LTicket *aioL_ticket_first(AioLink *queue) { /* first come, first served */
@@ -502,8 +504,8 @@ typedef void LOpen(lua_State *L, LRuntime *rt, int module); /* [-0, +0, m] the m
 LOpen aioL_open_context, aioL_open_run /* after the class */, aioL_open_bh, aioL_open_timer, aioL_open_watch, aioL_open_signal,
   aioL_open_pool, aioL_open_resolve, aioL_open_buffer, aioL_open_file, aioL_open_files,
   aioL_open_streams, aioL_open_sockets, aioL_open_server, aioL_open_connect, aioL_open_udps, aioL_open_spawn, aioL_open_wake,
-  aioL_open_task, aioL_open_scope, aioL_open_wrap, aioL_open_sync, aioL_open_condition, aioL_open_queue, aioL_open_group,
-  aioL_open_wait, aioL_open_source;
+  aioL_open_task, aioL_open_scope, aioL_open_wrap, aioL_open_sync, aioL_open_condition, aioL_open_semaphore, aioL_open_queue,
+  aioL_open_group, aioL_open_wait, aioL_open_source;
 /* Adds functions that know the runtime to the table on top of the stack. */
 void aioL_functions(lua_State *L, LRuntime *rt, const luaL_Reg *functions);
 /* [-0, +0, m] The same; the value at idx is their third upvalue. */

@@ -70,13 +70,13 @@ static int condition_signal(lua_State *L) {
 @function condition:broadcast */
 static int condition_broadcast(lua_State *L) {
   LCondition *cond = check_condition(L);
-  for (LTicket *tk; (tk = aioL_ticket_first(&cond->queue));) aioL_take_later(tk, L_DONE, 0);
+  aioL_take_all(&cond->queue, L_DONE, 0);
   return 0;
 }
 
 static int condition_gc(lua_State *L) {
   LCondition *cond = check_condition(L);
-  for (LTicket *tk; (tk = aioL_ticket_first(&cond->queue));) aioL_take_later(tk, L_CLOSED, 0);
+  aioL_take_all(&cond->queue, L_CLOSED, 0);
   return 0;
 }
 

@@ -93,7 +93,7 @@ void aioL_member_ended(LContext *c, LTask *t) {
     free_member(L, m);
   }
   if (!list_empty(&g->members)) return;
-  for (LTicket *tk; (tk = aioL_ticket_first(&g->waiters));) aioL_take_later(tk, L_DONE, 0);
+  aioL_take_all(&g->waiters, L_DONE, 0);
 }
 
 /*** Makes a group. `local g <close> = aio.group()`: at the end of the block all its tasks have ended.
@@ -287,7 +287,7 @@ static int group_close(lua_State *L) {
 /* Whoever lets go of a group without waiting leaves tasks like any other behind. */
 static int group_gc(lua_State *L) {
   LGroup *g = check_group(L);
-  for (LTicket *tk; (tk = aioL_ticket_first(&g->waiters));) aioL_take_later(tk, L_CLOSED, 0);
+  aioL_take_all(&g->waiters, L_CLOSED, 0);
   while (!list_empty(&g->members)) {
     LMember *m = member_at(g->members.next);
     if (m->t->ties) m->t->ties->member = NULL;

@@ -280,6 +280,7 @@ int luaopen_aioloop_core(lua_State *L) {
   aioL_open_wrap(L, rt, 1);
   aioL_open_sync(L, rt, 1);
   aioL_open_condition(L, rt, 1);
+  aioL_open_semaphore(L, rt, 1);
   aioL_open_queue(L, rt, 1);
   aioL_open_group(L, rt, 1);
   aioL_open_wait(L, rt, 1);

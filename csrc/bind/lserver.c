@@ -33,7 +33,7 @@ static LServer *check_server(lua_State *L) { return aioL_check(L, 1, L_SERVER); 
 static bool is_short_of(int rc) { return rc == -EMFILE || rc == -ENFILE || rc == -ENOBUFS || rc == -ENOMEM; }
 
 static void close_server(LServer *s, bool keep_fd) {
-  for (LTicket *tk; (tk = aioL_ticket_first(&s->acceptors));) aioL_take_later(tk, L_CLOSED, 0);
+  aioL_take_all(&s->acceptors, L_CLOSED, 0);
   aio_watch_close(&s->watch);
   aio_timer_disarm(&s->timer);
   aio_socket_unlisten(&s->l, keep_fd);
@@ -81,7 +81,7 @@ static int watch(LServer *s, LContext *c) {
 }
 
 static void fail_all(LServer *s, int rc) {
-  for (LTicket *tk; (tk = aioL_ticket_first(&s->acceptors));) aioL_take_later(tk, L_FAILED, rc);
+  aioL_take_all(&s->acceptors, L_FAILED, rc);
 }
 
 static void cannot_watch(LServer *s, int rc) {

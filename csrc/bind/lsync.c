@@ -206,7 +206,7 @@ static LLock *new_lock(lua_State *L, LKind kind) {
 
 /* Only coroutines that were closed behind our back can be in its queues. */
 static void collect(LLock *l) {
-  for (LTicket *tk; (tk = aioL_ticket_first(&l->queue));) aioL_take_later(tk, L_CLOSED, 0);
+  aioL_take_all(&l->queue, L_CLOSED, 0);
   while (!list_empty(&l->holds)) drop_hold(container_of(l->holds.next, LHold, in_lock));
 }
 

@@ -36,12 +36,12 @@ typedef struct LSend {
 /* ---- those who wait ---- */
 
 static void close_side(LSide *side) {
-  for (LTicket *tk; (tk = aioL_ticket_first(&side->waiting));) aioL_take_later(tk, L_CLOSED, 0);
+  aioL_take_all(&side->waiting, L_CLOSED, 0);
   aio_watch_close(&side->watch);
 }
 
 static void fail_all(LSide *side, int rc) {
-  for (LTicket *tk; (tk = aioL_ticket_first(&side->waiting));) aioL_take_later(tk, L_FAILED, rc);
+  aioL_take_all(&side->waiting, L_FAILED, rc);
 }
 
 static void lost(LUdp *s, LSide *side, int rc) {

@@ -222,6 +222,10 @@ bool aioL_take_later(LTicket *tk, LOutcome outcome, int err) {
   return true;
 }
 
+void aioL_take_all(AioLink *queue, LOutcome outcome, int err) {
+  for (LTicket *tk; (tk = aioL_ticket_first(queue));) aioL_take_later(tk, outcome, err);
+}
+
 /* ---- waiting ---- */
 
 static int results(lua_State *L, LTicket *tk) {
@@ -284,6 +288,13 @@ int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns) {
   LTask *t = aioL_task_of(tk);
   t->state = L_WAITING;
   return aioL_suspend(L, t, (lua_KContext)tk, resumed);
+}
+
+int aioL_wait_in(lua_State *L, AioLink *queue, const LWaitOps *ops, void *op, int64_t timeout_ns) {
+  LTicket *tk = aioL_ticket(L, aioL_current(L), ops);
+  tk->op = op;
+  list_append(queue, &tk->link);
+  return aioL_wait(L, tk, timeout_ns);
 }
 
 /* ---- the waits that need nothing but a ticket ---- */
