@@ -139,7 +139,7 @@ $(BUILD)/torture: spec/torture/host.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) $(warnings) $(lua_cflags) -o $@ $< -Wl,-E -llua5.4
 
 torture: $(module) $(BUILD)/torture
-	for life in life files udp streams; do for mode in pair persist; do \
+	for life in life files udp streams work; do for mode in pair persist; do \
 	  $(BUILD)/torture spec/torture/$$life.lua $$mode || exit 1; \
 	done; done
 

@@ -106,6 +106,22 @@ describe("aio.work", function()
     end)
   end)
 
+  it("does many of many kinds, one after the other in a worker's state, each as if it were alone", function()
+    local seed = tonumber(os.getenv "RANDOM_SEED") or os.time()
+    local ctx <close> = aio.context()
+    ctx:set_threads(0, 3)
+    math.randomseed(seed)
+    local list = {}
+    for i = 1, 3000 do list[i] = { jobs.mixed[math.random(#jobs.mixed)], math.random(99), math.random(99) } end
+    local done = 0
+    ctx:run(aio.map, list, function(job)
+      local here, there = table.pack(pcall(table.unpack(job))), table.pack(pcall(aio.work, table.unpack(job)))
+      assert.same(here, there, ("RANDOM_SEED=%d, job %d"):format(seed, done + 1))
+      done = done + 1
+    end, 40)
+    assert.equal(#list, done)
+  end)
+
   it("waits at top level too, and refuses to where it cannot", function()
     assert.equal(3, aio.work(jobs.same, 3))
     assert.error_matches(coroutine.wrap(function() aio.work(jobs.same) end), "cannot wait")

@@ -18,6 +18,18 @@ function jobs.fail_with(value) error(value) end
 function jobs.thread() return coroutine.create(print) end
 function jobs.same(...) return ... end
 
+-- Of every kind that differs on the way: without upvalues, with some, in another function, with a table, a long string.
+local factor = 3
+jobs.mixed = {
+  function(a, b) return a + b end,
+  function(a, b) return a - b, nil, a == b end,
+  function(a) return a * factor end,
+  function(a, b) return { a, { b, tostring(a) } } end,
+  function(a) return ("x"):rep(a % 50) end,
+  function(a, b) return (function(x) return x .. b end)(a), a < b end,
+  function(a, b) error(a * 1000 + b, 0) end,
+}
+
 --- Rings at a gate, and waits there until it is open.
 function jobs.pass(at, ...)
   io.open(at.bell, "w"):write("x"):close()
