@@ -49,14 +49,12 @@ static const LWaitOps pread_ops = {.name = "file:pread", .leave = aioL_file_leav
 @treturn string fewer bytes than asked for only at the end; the number of bytes, if it was a buffer; or nil, "eof"; or nil,
   message, errno; or nil, "closed" */
 static int file_pread(lua_State *L) {
-  aioL_check_file(L);
-  lua_settop(L, 3);
-  bool into = lua_type(L, 2) == LUA_TUSERDATA;
-  size_t n = into ? aioL_check_buffer(L, 2)->cap : aioL_check_count(L, 2);
-  int64_t offset = aioL_check_offset(L, 3);
-  LContext *c = aioL_waits_in(L);
+  LContext *c = aioL_waits_in(L); /* first, for it may run finalisers */
   LFileBody *b = aioL_check_file(L);
-  LBuffer *buf = into ? aioL_check_buffer(L, 2) : NULL;
+  if (lua_gettop(L) != 3) lua_settop(L, 3);
+  LBuffer *buf = lua_type(L, 2) == LUA_TUSERDATA ? aioL_check_buffer(L, 2) : NULL;
+  size_t n = buf ? buf->cap : aioL_check_count(L, 2);
+  int64_t offset = aioL_check_offset(L, 3);
   char scratch[SCRATCH];
   LBlock *block = buf ? aioL_buffer_block(L, buf) : NULL;
   if (n == 0) return buf ? lua_pushinteger(L, 0) : (void)lua_pushliteral(L, ""), 1;
@@ -98,14 +96,13 @@ static const LWaitOps pwrite_ops = {.name = "file:pwrite", .leave = aioL_file_le
 @treturn integer number of bytes written: fewer than there are if an error came in between; or nil, message, errno; or nil,
   "closed" */
 static int file_pwrite(lua_State *L) {
-  aioL_check_file(L);
-  lua_settop(L, 3);
   size_t n;
-  aioL_check_bytes(L, 2, &n);
-  int64_t offset = aioL_check_offset(L, 3);
-  LContext *c = aioL_waits_in(L);
+  LContext *c = aioL_waits_in(L); /* first, for it may run finalisers */
   LFileBody *b = aioL_check_file(L);
-  const char *data = aioL_check_bytes(L, 2, &n);
+  if (lua_gettop(L) != 3) lua_settop(L, 3);
+  int64_t offset = aioL_check_offset(L, 3);
+  const char *data = aioL_check_bytes(L, 2, &n); /* last: what makes a string of a number does, too */
+  b = aioL_check_file(L);
   if (n == 0) return lua_pushinteger(L, 0), 1;
   AioFileOp op = {.kind = AIO_FILE_WRITE, .file = b->file, .buf = (char *)(uintptr_t)data, .len = n, .offset = offset};
   if (aio_file_try(c->core, &op)) return aioL_file_changed(b), lua_pushinteger(L, (lua_Integer)op.moved), 1;
