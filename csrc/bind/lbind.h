@@ -397,6 +397,7 @@ const char *aioL_check_bytes(lua_State *L, int idx, size_t *len);
 /* ---- lformat.c: the formats of the io library ---- */
 
 size_t aioL_check_count(lua_State *L, int idx);                 /* [-0, +0, v] a number of bytes */
+size_t aioL_count(lua_State *L, int idx, lua_Integer n);        /* [-0, +0, v] the same, given with argument idx */
 void aioL_check_format(lua_State *L, int idx, AioWant *w);      /* [-0, +0, v] a number, "l", "L", "n" or "a" */
 int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *w); /* [-0, +1, m] what was found */
 

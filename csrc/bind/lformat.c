@@ -6,11 +6,12 @@
 
 #include "lbind.h"
 
-size_t aioL_check_count(lua_State *L, int idx) {
-  lua_Integer n = luaL_checkinteger(L, idx);
+size_t aioL_count(lua_State *L, int idx, lua_Integer n) {
   luaL_argcheck(L, n >= 0 && n <= INT64_C(1) << 38, idx, "number of bytes out of range");
   return (size_t)n;
 }
+
+size_t aioL_check_count(lua_State *L, int idx) { return aioL_count(L, idx, luaL_checkinteger(L, idx)); }
 
 void aioL_check_format(lua_State *L, int idx, AioWant *w) {
   *w = (AioWant){.kind = AIO_WANT_COUNT, .limit = SIZE_MAX};

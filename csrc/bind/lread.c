@@ -350,21 +350,20 @@ static LReading *reading(lua_State *L, LStream *s, size_t n, size_t more) { /* [
   return s->reading;
 }
 
-/* stack: ..., table at idx -> ..., delimiter */
-static void check_delim(lua_State *L, int idx, AioWant *w) { /* [-0, +1, v] */
-  aioL_field(L, idx, "keep");
-  aioL_field(L, idx, "max");
-  aioL_field(L, idx, "until_");
-  luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING && lua_rawlen(L, -1) > 0, idx, "until_ must be a string of at least one byte");
-  luaL_argcheck(L, lua_isnil(L, -2) || lua_isinteger(L, -2), idx, "max must be a number of bytes");
-  *w = (AioWant){.kind = AIO_WANT_DELIM, .limit = SIZE_MAX, .keep = lua_toboolean(L, -3)};
-  if (!lua_isnil(L, -2)) w->limit = aioL_check_count(L, lua_gettop(L) - 1);
-  w->delim = lua_tolstring(L, -1, &w->delim_len);
-  lua_replace(L, -3);
-  lua_pop(L, 1);
+static void check_delim(lua_State *L, int idx, AioWant *w) { /* [-0, +3, v] the table at idx; the delimiter stays on top */
+  lua_Integer max = -1;
+  lua_getfield(L, idx, "keep");
+  int type = lua_getfield(L, idx, "max"), whole = 0;
+  if (type == LUA_TNUMBER) max = lua_tointegerx(L, -1, &whole);
+  luaL_argcheck(L, type == LUA_TNIL || whole, idx, "max must be a number of bytes");
+  if (type != LUA_TNIL) max = (lua_Integer)aioL_count(L, idx, max);
+  type = lua_getfield(L, idx, "until_");
+  *w = (AioWant){.kind = AIO_WANT_DELIM, .limit = max < 0 ? SIZE_MAX : (size_t)max, .keep = lua_toboolean(L, -3)};
+  if (type == LUA_TSTRING) w->delim = lua_tolstring(L, -1, &w->delim_len);
+  luaL_argcheck(L, w->delim_len, idx, "until_ must be a string of at least one byte");
 }
 
-static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0 or 1, v] */
+static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0 or 3, v] */
   if (lua_type(L, idx) == LUA_TTABLE)
     check_delim(L, idx, w);
   else
@@ -380,7 +379,7 @@ static void check_formats(lua_State *L, LStream *s) { /* [-0, +n, v] */
   AioWant few[4], *wants = few;
   if (max) n = 1;
   if (n > 4) wants = lua_newuserdatauv(L, (size_t)n * sizeof *wants, 0);
-  luaL_checkstack(L, n + 8, "too many formats");
+  luaL_checkstack(L, n < INT32_MAX / 3 - 8 ? 3 * n + 8 : INT32_MAX, "too many formats");
   for (int i = 0; i < n; i++) check_format(L, i + 2, &wants[i]), more += wants[i].delim_len;
   if (max && wants->kind == AIO_WANT_NUMBER) luaL_argerror(L, 3, "a numeral has no maximum");
   if (max) wants->limit = limit;

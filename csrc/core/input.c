@@ -14,6 +14,7 @@
 
 enum { NUMERAL_MAX = 200 }; /* longest numeral, as in Lua's io library */
 enum { SPARE = 1 << 16 };
+enum { SHORT_DELIM = 8 };
 
 size_t aio_input_size(const AioInput *in) { return in->end - in->begin; }
 const char *aio_input_bytes(const AioInput *in) { return in->data ? in->data + in->begin : ""; }
@@ -76,10 +77,23 @@ static int find_all(AioWant *w, size_t n, bool eof) {
   return eof ? piece(w, n, n) : 0;
 }
 
+/* By its last byte, where it is short: the C library looks for one byte with vectors, and for several one by one. */
+static const char *find_bytes(const char *s, size_t n, const char *delim, size_t len) {
+  if (n < len) return NULL;
+  if (len > SHORT_DELIM) return memmem(s, n, delim, len);
+  const char *end = s + n, *at = s + len - 1;
+  for (; (at = memchr(at, delim[len - 1], (size_t)(end - at))); at++) {
+    size_t i = 1;
+    while (i < len && at[-(ptrdiff_t)i] == delim[len - 1 - i]) i++;
+    if (i == len) return at - len + 1;
+  }
+  return NULL;
+}
+
 /* Whether a piece is too long does not depend on the portions: what may be the beginning of the delimiter is not counted. */
 static int find_delim(AioWant *w, const char *s, size_t n, bool eof) {
   size_t back = w->seen < w->delim_len ? 0 : w->seen - w->delim_len + 1; /* it may have begun in what was seen */
-  const char *at = w->delim_len == 1 ? memchr(s + back, *w->delim, n - back) : memmem(s + back, n - back, w->delim, w->delim_len);
+  const char *at = find_bytes(s + back, n - back, w->delim, w->delim_len);
   size_t len = at ? (size_t)(at - s) : n;
   w->seen = n;
   if (len > w->limit && (at || eof || len - w->limit >= w->delim_len)) return -EMSGSIZE;

@@ -17,7 +17,8 @@
 
 #include "internal.h"
 
-enum { CHUNK_LEAST = 12, CHUNK_MOST = 16, TRIES = 32 };
+/* The least is what the C library allocates most quickly, and large enough for a request or a line. */
+enum { CHUNK_LEAST = 10, CHUNK_MOST = 16, TRIES = 32 };
 
 _Static_assert(sizeof(AioPiece) == sizeof(struct iovec) && offsetof(AioPiece, len) == offsetof(struct iovec, iov_len),
                "a piece is a struct iovec");
