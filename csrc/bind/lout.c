@@ -21,6 +21,7 @@ typedef struct LOut {
   LContext *c;       /* counted */
   size_t queued;     /* bytes */
   uint32_t slot;     /* anchors the stream, and keeps run going */
+  bool pushing;      /* a filter may run finalisers meanwhile: nothing of this is freed */
 } LOut;
 
 typedef struct LWrite {
@@ -32,6 +33,7 @@ typedef struct LWrite {
   uint32_t n, at;    /* pieces; the first that is not through */
   size_t left;       /* bytes */
   bool begun;
+  bool given_up;     /* while it was pushed: if it has not begun then, it goes */
   uint8_t kind;
   int error;
   int done;          /* W_SOME: bytes */
@@ -124,12 +126,14 @@ static int push_some(LWrite *w) {
 
 /* 0: it is through; -EAGAIN; -errno. */
 static int push(LWrite *w) {
+  if (w->c->closed) return -ECANCELED;
   if (w->kind == W_END) return shut_down(w);
   if (w->kind == W_CONNECT) return find_outcome(w);
   if (w->kind == W_SOME && !w->s->s.filter) return push_some(w);
   for (int i = 0; i < ROUNDS && w->left; i++) {
     size_t batch = w->n - w->at < BATCH ? w->n - w->at : BATCH, asked = 0;
     for (size_t k = 0; k < batch; k++) asked += w->v[w->at + k].len;
+    if (w->c->closed) return -ECANCELED; /* its pieces have gone with its context */
     int64_t n = aio_stream_write(&w->s->s, w->v + w->at, batch);
     w->begun |= aioL_out_held(w->s);
     if (n < 0) return (int)n;
@@ -149,7 +153,7 @@ static void push_all(LStream *s, AioLink *over) {
   int rc = 0;
   for (int i = 0; i < ROUNDS && !list_empty(&out->writes); i++) {
     LWrite *w = container_of(out->writes.next, LWrite, link);
-    if (rc == 0) rc = w->c->closed ? -ECANCELED : push(w); /* its pieces have gone with its context */
+    if (rc == 0) rc = push(w);
     if (rc == -EAGAIN) return;
     if (rc < 0) i = 0, w->error = rc; /* all that is queued has failed */
     list_unlink(&w->link);
@@ -223,15 +227,27 @@ static void tell(LStream *s, AioLink *over) {
   }
 }
 
+static void drop_given_up(LOut *out) {
+  for (AioLink *l = out->writes.next, *next; l != &out->writes; l = next) {
+    LWrite *w = container_of(l, LWrite, link);
+    next = l->next;
+    if (w->given_up && !w->begun) drop_write(w);
+  }
+}
+
 static void pump(LStream *s) {
   AioLink over;
   int rc = 0;
   list_init(&over);
+  s->out->pushing = true;
   push_all(s, &over);
+  s->out->pushing = false;
+  drop_given_up(s->out);
   if (!list_empty(&s->out->writes)) rc = go_on_later(s);
   if (rc < 0) fail_all(s, rc, &over);
   if (list_empty(&s->out->writes)) free_out(s);
   if (rc == -EBADF) aioL_stream_close(s, true);
+  aioL_tls_settle(s);
   tell(s, &over);
 }
 
@@ -259,7 +275,8 @@ static void leave(LTicket *tk) {
   if (!w) return;
   LStream *s = w->s;
   w->tk = NULL;
-  if (w->begun) {
+  w->given_up = true;
+  if (w->begun || s->out->pushing) {
     release_buffers(w);
     return;
   }
@@ -282,7 +299,7 @@ static const LWaitOps wait_ops[] = {
 
 void aioL_out_check(LStream *s) {
   AioLink over;
-  if (!s->out || !s->out->c->closed) return;
+  if (!s->out || !s->out->c->closed || s->out->pushing) return;
   list_init(&over);
   fail_all(s, -ECANCELED, &over);
   free_out(s);

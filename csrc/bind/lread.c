@@ -101,7 +101,8 @@ static void go_on(LStream *s) {
     aio_watch_stir(&s->watch);
 }
 
-/* A task reads for itself when it runs, unless it waits for pieces. Who polls must find the bytes when it is told. */
+/* A task reads for itself when it runs, unless it waits for pieces. Who polls must find the bytes when it is told; and what
+ * a filter makes of some bytes may be nothing, for which nobody is to begin to wait again. */
 static void on_readable(void *opaque) {
   LStream *s = opaque;
   LTicket *tk = s->reader;
@@ -111,12 +112,15 @@ static void on_readable(void *opaque) {
   }
   if (s->s.filter) aioL_out_stir(s);
   bool direct = tk->ops != &read_ops;
-  if (direct && !tk->polls) {
+  if (direct && !tk->polls && !s->s.filter) {
     aioL_take(tk, L_DONE, 0);
     return;
   }
   int64_t n = aio_stream_fill(&s->s, direct ? 0 : missing(s));
-  if (s->reader != tk) return; /* a finaliser has closed it */
+  if (s->reader != tk) { /* a finaliser has closed it, or ended the wait */
+    aioL_tls_settle(s);
+    return;
+  }
   s->uses++;
   if (n == -ENOMEM && !s->s.error)
     aioL_take(tk, L_FAILED, -ENOMEM);
@@ -159,7 +163,7 @@ static bool may_try(const LStream *s, LContext *c, bool again) {
   return !s->s.drained && aio_may_try(c->core);
 }
 
-static int ended(lua_State *L, const LStream *s, int rc) { /* [-0, +2 or 3, m] */
+static int ended(lua_State *L, LStream *s, int rc) { /* [-0, +2 or 3, m] */
   if (rc == 0 || rc == -ENODATA) return aioL_eof(L);
   if (rc != -EMSGSIZE) return aioL_stream_fail(L, s, rc);
   return luaL_pushfail(L), lua_pushliteral(L, "too long"), lua_pushinteger(L, EMSGSIZE), 3;
@@ -414,6 +418,7 @@ static int stream_read(lua_State *L) {
   for (bool again = false; (code = look(s)) == 0 && may_try(s, c, again); again = true) {
     uint16_t uses = s->uses;
     int64_t n = aio_stream_fill(&s->s, missing(s));
+    if (n == -ESHUTDOWN) return ended(L, s, (int)n);
     if (s->uses != uses) return luaL_error(L, "the stream was used by a finaliser");
     s->uses++;
     if (n == -ENOMEM && !s->s.error) return luaL_error(L, "not enough memory");

@@ -31,7 +31,8 @@ void aioL_stream_close(LStream *s, bool keep_fd) {
     aio_stream_close(&s->s);
 }
 
-int aioL_stream_fail(lua_State *L, const LStream *s, int rc) {
+int aioL_stream_fail(lua_State *L, LStream *s, int rc) {
+  if (rc == -ESHUTDOWN) return aioL_tls_settle(s), aioL_closed(L);
   const char *message = s->s.filter ? aioL_tls_message(s, rc) : NULL;
   if (!message) return aioL_fail(L, rc);
   return luaL_pushfail(L), lua_pushstring(L, message), lua_pushinteger(L, -rc), 3;

@@ -24,6 +24,7 @@ typedef struct LStream {
 /* ---- ltls.c ---- */
 
 bool aioL_tls_doom(LStream *s);                          /* it is to be closed: true if that must wait, for its filter runs */
+void aioL_tls_settle(LStream *s);                        /* is it so no more, the stream is closed */
 void aioL_tls_close(LStream *s, bool keep_fd);           /* its filter goes, and unless it is kept, the fd with it */
 const char *aioL_tls_message(const LStream *s, int rc);  /* in LuaSec's words; NULL: none */
 LOpen aioL_open_tls;
@@ -38,7 +39,7 @@ typedef enum LWriteKind {
 
 LStream *aioL_stream_new(lua_State *L);                  /* [-0, +1, m] closed; aio_stream_open opens it */
 void aioL_stream_close(LStream *s, bool keep_fd);        /* [-0, +0, -] wakes who waits */
-int aioL_stream_fail(lua_State *L, const LStream *s, int rc); /* [-0, +3, m] as aioL_fail, with its filter's words */
+int aioL_stream_fail(lua_State *L, LStream *s, int rc); /* [-0, +3, m] as aioL_fail, with its filter's words */
 /* Each half of a stream with a filter may have to wait for what the other one watches; stirred, it looks again. */
 void aioL_read_stir(LStream *s);
 void aioL_out_stir(LStream *s);

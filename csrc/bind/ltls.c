@@ -18,7 +18,7 @@
 /*** Streams: connections, pipes, terminals.
 @module aioloop.stream */
 
-enum { CHUNK = 64 << 10 };
+enum { CHUNK = 64 << 10, SLOTS = 16 /* of T's stack, for a call and its results */ };
 
 typedef enum LTlsCall { T_RECEIVE, T_SEND, T_CLOSE, T_HANDSHAKE, T_DIRTY, T_FINISHED, T_SET_FD, T_CALLS } LTlsCall;
 
@@ -28,6 +28,7 @@ static const char *const call_names[] = {"receive", "send", "close", "dohandshak
 typedef struct LTlsLib {
   lua_State *T;    /* in the registry */
   int of;          /* registry: weak table, stream -> its LTls */
+  int objects;     /* registry: LRuntime's */
   int fns[T_CALLS]; /* registry */
 } LTlsLib;
 
@@ -52,12 +53,16 @@ static LTls *tls_of(AioFilter *f) { return container_of(f, LTls, filter); }
 
 /* ---- LuaSec ---- */
 
-/* lib->T: [-nargs, +nresults, -]; the arguments behind the connection are on top. false, and a message: it has raised. */
+/* lib->T: [-nargs, +1+nresults, -]; the arguments behind the connection are on top. false, and a message: it has raised.
+ * The stream stays beneath: who has it on his stack may be gone when this returns. */
 static bool call(LTls *tls, LTlsCall fn, int nargs, int nresults) {
   lua_State *T = tls->lib->T;
+  lua_rawgeti(T, LUA_REGISTRYINDEX, tls->lib->objects);
+  lua_rawgetp(T, -1, tls->s);
+  lua_replace(T, -2);
   lua_rawgeti(T, LUA_REGISTRYINDEX, tls->lib->fns[fn]);
   lua_rawgeti(T, LUA_REGISTRYINDEX, tls->connection);
-  lua_rotate(T, -nargs - 2, 2);
+  lua_rotate(T, -nargs - 3, 3);
   AioSigpipe pipe;
   tls->busy = true;
   tls->reads = fn != T_SEND;
@@ -103,7 +108,7 @@ const char *aioL_tls_message(const LStream *s, int rc) {
 static int refuses(const LTls *tls, int busy) {
   if (tls->doomed) return -ESHUTDOWN;
   if (tls->busy) return busy; /* it is asked by a finaliser, or by a callback of its own */
-  return !tls->connected ? -EALREADY : lua_checkstack(tls->lib->T, 10) ? 0 : -ENOMEM;
+  return !tls->connected ? -EALREADY : lua_checkstack(tls->lib->T, SLOTS) ? 0 : -ENOMEM;
 }
 
 /* ---- reading and writing ---- */
@@ -218,7 +223,7 @@ static int shaken(LTls *tls) { /* LuaSec says true also of some that have failed
 static int step(LTls *tls) { /* 1: done; -EAGAIN; -errno */
   lua_State *T = tls->lib->T;
   int top = lua_gettop(T), rc;
-  if (tls->busy || !lua_checkstack(T, 10)) return tls->busy ? -EBUSY : -ENOMEM;
+  if (tls->busy || !lua_checkstack(T, SLOTS)) return tls->busy ? -EBUSY : -ENOMEM;
   if (!call(tls, T_HANDSHAKE, 0, 2))
     rc = raised(tls);
   else if (lua_toboolean(T, -2))
@@ -255,6 +260,10 @@ static void on_shake(void *opaque) {
     return;
   }
   int rc = shake(s);
+  if (s->reader != tk) { /* a callback has ended the wait */
+    aioL_tls_settle(s);
+    return;
+  }
   if (rc == -EAGAIN && s->watch.dir == s->s.filter->wants[AIO_READ]) return;
   if (rc == -EAGAIN) {
     aio_watch_close(&s->watch);
@@ -278,6 +287,11 @@ static int tls_shake(lua_State *L) {
 }
 
 /* ---- life ---- */
+
+void aioL_tls_settle(LStream *s) {
+  const LTls *tls = s->s.filter ? tls_of(s->s.filter) : NULL;
+  if (tls && tls->doomed && !tls->busy) aioL_stream_close(s, false);
+}
 
 bool aioL_tls_doom(LStream *s) {
   LTls *tls = tls_of(s->s.filter);
@@ -305,6 +319,12 @@ static void renounce(const LTls *tls) {
   lua_pop(T, 1);
 }
 
+static void let_go(LTls *tls) {
+  luaL_unref(tls->lib->T, LUA_REGISTRYINDEX, tls->connection);
+  luaL_unref(tls->lib->T, LUA_REGISTRYINDEX, tls->held);
+  tls->connection = tls->held = LUA_NOREF;
+}
+
 void aioL_tls_close(LStream *s, bool keep_fd) {
   LTls *tls = tls_of(s->s.filter);
   lua_State *T = tls->lib->T;
@@ -312,7 +332,7 @@ void aioL_tls_close(LStream *s, bool keep_fd) {
   int top = lua_gettop(T);
   tls->s = NULL;
   s->s.filter = NULL;
-  if (!lua_checkstack(T, 10)) return;
+  if (!lua_checkstack(T, SLOTS)) return;
   if (tls->owns && lost) renounce(tls);
   if (tls->owns && !lost) {
     if (!may_notify(tls, s->s.fd)) aio_socket_shutdown(s->s.fd, true, true);
@@ -320,9 +340,7 @@ void aioL_tls_close(LStream *s, bool keep_fd) {
     call(tls, T_CLOSE, 0, 0);
   }
   lua_settop(T, top);
-  luaL_unref(T, LUA_REGISTRYINDEX, tls->connection);
-  luaL_unref(T, LUA_REGISTRYINDEX, tls->held);
-  tls->connection = tls->held = LUA_NOREF;
+  let_go(tls);
 }
 
 static int tls_gc(lua_State *L) {
@@ -367,14 +385,17 @@ static int tls_begin(lua_State *L) {
   tls->held = luaL_ref(L, LUA_REGISTRYINDEX);
   lua_pushvalue(L, 2);
   tls->connection = luaL_ref(L, LUA_REGISTRYINDEX);
-  if (!lua_checkstack(lib->T, 10)) return luaL_error(L, "not enough memory");
-  int n = check_fresh(L, s); /* finalisers have run */
-  if (n) return n;
+  lua_pushvalue(L, 1);
+  aioL_know(L, s);
+  int n = lua_checkstack(lib->T, SLOTS) ? check_fresh(L, s) : aioL_fail(L, -ENOMEM); /* finalisers have run */
+  if (n) return let_go(tls), n;
   tls->s = s;
   s->s.filter = &tls->filter;
+  int top = lua_gettop(lib->T);
   lua_pushinteger(lib->T, s->s.fd);
   tls->owns = call(tls, T_SET_FD, 1, 0);
   if (!tls->owns) lua_xmove(lib->T, L, 1), tls->doomed = true;
+  lua_settop(lib->T, top);
   if (tls->doomed) aioL_stream_close(s, false);
   if (!tls->owns) return lua_error(L);
   return tls->s ? (lua_pushboolean(L, 1), 1) : aioL_closed(L);
@@ -421,6 +442,7 @@ static int mod_tls(lua_State *L) {
   lua_setfield(L, -2, "__mode");
   lua_setmetatable(L, -2);
   lib->of = luaL_ref(L, LUA_REGISTRYINDEX);
+  lib->objects = aioL_runtime(L)->objects;
   for (int i = 0; i < T_CALLS; i++) {
     if (i == T_SET_FD)
       lua_pushvalue(L, 2);

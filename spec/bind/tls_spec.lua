@@ -304,12 +304,49 @@ describe("stream:starttls", function()
       end)
     end)
 
+    it("survives a callback in the handshake that ends all who know of it, and collects garbage", function()
+      for _, fn in ipairs {
+        function(ctx) ctx:close() end,
+        function(ctx, task) task:cancel() ctx:poll(false) ctx:poll(false) end,
+        function(_, task) task:cancel() end,
+      } do
+        local ctx <close> = aio.context()
+        local client, server = aio.socketpair()
+        local fd, called, task = server:getfd(), false, nil
+        local params = pki.server { alpn = function()
+          called = true
+          fn(ctx, task)
+          task = nil
+          for _ = 1, 4 do collectgarbage() end
+          return "x"
+        end }
+        do
+          local mine = server -- it is the task's alone
+          task = ctx:spawn(function()
+            local it = mine
+            mine = nil
+            it:starttls(params)
+          end)
+        end
+        server = nil -- luacheck: ignore
+        ctx:spawn(client.starttls, client, pki.client { alpn = "x" })
+        local limit = aio.now() + 5
+        while not called and aio.now() < limit do ctx:poll(0.01) end
+        assert.is_true(called)
+        task, params = nil, nil -- luacheck: ignore
+        for _ = 1, 4 do collectgarbage() end
+        assert.is_nil((fds.read(fd)))
+        client:close()
+      end
+    end)
+
     it("survives what callbacks in the handshake do", function()
       local ctx = d.context()
       run(d, ctx, function()
         local server
+        local function shut() server:close() end
         for _, fn in ipairs {
-          function() server:close() end,
+          shut,
           function() aio.sleep(0) end,
           function() error "refused" end,
           function() coroutine.yield() end,
@@ -328,10 +365,87 @@ describe("stream:starttls", function()
           aio.timeout(5, client.starttls, client, pki.client { alpn = "x" })
           aio.await(other)
           assert.is_table(said)
+          assert.is_true(server:getfd() == -1 or fn ~= shut)
           close(client, server)
         end
       end)
       tasks.is_quiet(ctx)
+    end)
+
+    it("keeps its time limit, in however small portions a record comes", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local client, near = aio.socketpair()
+        local far, server = aio.socketpair()
+        local slow = false
+        local function carry(from, to)
+          for bytes in function() return from:readsome() end do
+            if not slow then to:write(bytes) end
+            for i = 1, slow and #bytes or 0 do
+              to:write(bytes:sub(i, i))
+              aio.sleep(0.02)
+            end
+          end
+        end
+        local group <close> = aio.group()
+        group:spawn(carry, near, far)
+        group:spawn(carry, far, near)
+        local other = group:spawn(server.starttls, server, pki.server { protocol = "tlsv1_2" })
+        assert(client:starttls(pki.client { protocol = "tlsv1_2" }))
+        assert(other:join())
+        slow = true
+        client:settimeout(0.1)
+        group:spawn(server.write, server, ("x"):rep(100)) -- takes two seconds to arrive
+        for _, read in ipairs {
+          function() return client:readsome() end,
+          function() return client:readinto(aio.buffer(10)) end,
+          function() return client:read(1) end,
+        } do
+          local begun = aio.now()
+          assert.same(timeout, pack(read()))
+          assert.is_true(aio.now() - begun < 0.5)
+        end
+        client:settimeout()
+        assert.equal(("x"):rep(100), client:read(100))
+        group:cancel()
+        close(client, server, near, far)
+      end)
+    end)
+
+    it("finishes or forgets a write that is given up while LuaSec has it", function()
+      local ctx = d.context()
+      local active, hits, writers = true, 0, {}
+      local function set_trap() -- a finaliser that runs in LuaSec's thread: no task's, nor the main one
+        setmetatable({}, { __gc = function()
+          local _, is_main = coroutine.running()
+          if active and not is_main and not aio.self() then
+            hits = hits + 1
+            for _, task in ipairs(writers) do task:cancel() end
+          end
+          if active then set_trap() end
+        end })
+      end
+      run(d, ctx, function()
+        for round = 1, 6 do
+          local a, b = connected()
+          local before = aio.spawn(a.write, a, ("x"):rep(300000))
+          writers = {}
+          for i = 1, 4 do writers[i] = aio.spawn(a.write, a, ("y"):rep(100000 + round)) end
+          repeat aio.yield() until writers[4]:status() == "waiting"
+          collectgarbage("generational", 1, 100)
+          set_trap()
+          b:settimeout(0.05)
+          local parts = {}
+          for bytes in function() return b:readsome() end do parts[#parts + 1] = bytes end
+          collectgarbage "incremental"
+          assert(before:join())
+          local rest = table.concat(parts):match "^x*(y*)$"
+          assert.equal(0, #rest % (100000 + round))
+          close(a, b)
+        end
+      end)
+      active = false
+      assert.is_true(hits > 0)
     end)
 
     it("tells the end from a break", function()
