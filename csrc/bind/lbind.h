@@ -338,6 +338,7 @@ typedef struct LFlight {
 void aioL_flight_begin(LFlight *f, LContext *c, void (*cancel)(LFlight *f), void (*free)(LFlight *f));
 void aioL_flight_wait(LFlight *f, LTicket *tk);     /* the job has been submitted */
 void aioL_flight_done(LFlight *f);
+LFlight *aioL_flight_fetch(LTicket *tk);            /* for results: it is theirs, who end it; NULL: its context was closed */
 void aioL_flight_end(LFlight *f);                   /* its results have been fetched, or it was not submitted */
 void aioL_flight_leave(LTicket *tk);                /* for LWaitOps */
 void aioL_flight_revoke(lua_State *L, LTicket *tk);

@@ -16,8 +16,8 @@
 /* ---- what moves no bytes ---- */
 
 static int plain_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LFileCall *k = aioL_file_call_of(tk);
+  LFileCall *k = aioL_file_call_fetch(tk);
+  if (!k) return aioL_closed(L);
   int error = k->op.error;
   aioL_flight_end(&k->f);
   if (error) return aioL_fail(L, error);
@@ -86,8 +86,8 @@ static int push_stat(lua_State *L) { /* stack: AioFileStat (light) -> table */
 }
 
 static int stat_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LFileCall *k = aioL_file_call_of(tk);
+  LFileCall *k = aioL_file_call_fetch(tk);
+  if (!k) return aioL_closed(L);
   AioFileStat st = k->op.stat;
   int error = k->op.error;
   luaL_checkstack(L, 4, NULL);
@@ -109,8 +109,8 @@ static int file_stat(lua_State *L) { return request(L, &stat_ops, AIO_FILE_STAT,
 /* ---- open and close ---- */
 
 static int open_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LFileCall *k = aioL_file_call_of(tk);
+  LFileCall *k = aioL_file_call_fetch(tk);
+  if (!k) return aioL_closed(L);
   LFile *lf = lua_touserdata(L, 4); /* made before the wait, closed */
   int error = k->op.error;
   if (!error) (lf->b = k->b)->refs++;

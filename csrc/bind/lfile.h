@@ -51,7 +51,7 @@ lua_Integer aioL_check_offset(lua_State *L, int idx);         /* [-0, +0, v] */
 LFileCall *aioL_file_call(lua_State *L, LFileBody *b, const LWaitOps *ops, AioFileKind kind, size_t more); /* [-0, +0, m] */
 LBlock *aioL_file_block(lua_State *L, LFileCall *k, size_t size); /* [-0, +0, e] frees the call where there is no memory */
 int aioL_file_wait(lua_State *L, LContext *c, LFileCall *k);  /* [-0, +n, e] submits it and waits */
-LFileCall *aioL_file_call_of(LTicket *tk);
+LFileCall *aioL_file_call_fetch(LTicket *tk);                /* aioL_flight_fetch */
 void aioL_file_call_free(LFlight *f);
 void aioL_file_leave(LTicket *tk);                            /* for LWaitOps */
 void aioL_file_done(void *call);                              /* for AioFileOp */

@@ -20,8 +20,8 @@ static int push_block(lua_State *L) { /* stack: LFileCall (light) -> string */
 }
 
 static int pread_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LFileCall *k = aioL_file_call_of(tk);
+  LFileCall *k = aioL_file_call_fetch(tk);
+  if (!k) return aioL_closed(L);
   size_t n = k->op.moved;
   int error = k->op.error, status = LUA_OK;
   LBuffer *b = aioL_test(L, 2, L_BUFFER);
@@ -78,8 +78,8 @@ static int file_pread(lua_State *L) {
 /* ---- pwrite ---- */
 
 static int count_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LFileCall *k = aioL_file_call_of(tk);
+  LFileCall *k = aioL_file_call_fetch(tk);
+  if (!k) return aioL_closed(L);
   size_t n = k->op.moved;
   int error = k->op.error;
   aioL_flight_end(&k->f);

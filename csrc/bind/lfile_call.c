@@ -90,7 +90,10 @@ int aioL_file_wait(lua_State *L, LContext *c, LFileCall *k) {
   return aioL_wait(L, tk, AIO_FOREVER);
 }
 
-LFileCall *aioL_file_call_of(LTicket *tk) { return container_of((LFlight *)tk->op, LFileCall, f); }
+LFileCall *aioL_file_call_fetch(LTicket *tk) {
+  LFlight *f = aioL_flight_fetch(tk);
+  return f ? container_of(f, LFileCall, f) : NULL;
+}
 
 LFileBody *aioL_check_file(lua_State *L) { /* [-0, +0, v] */
   const LFile *lf = aioL_check(L, 1, L_FILE);

@@ -115,8 +115,8 @@ static int read_end(lua_State *L, LFileCall *k, int base, int status) {
 }
 
 static int read_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LFileCall *k = aioL_file_call_of(tk);
+  LFileCall *k = aioL_file_call_fetch(tk);
+  if (!k) return aioL_closed(L);
   int base = lua_gettop(L);
   luaL_checkstack(L, 4, NULL);
   lua_pushcfunction(L, push_pieces);
@@ -174,8 +174,8 @@ static int write_end(lua_State *L, LFileBody *b, const AioFileOp *op) {
 }
 
 static int write_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LFileCall *k = aioL_file_call_of(tk);
+  LFileCall *k = aioL_file_call_fetch(tk);
+  if (!k) return aioL_closed(L);
   luaL_checkstack(L, 4, NULL);
   AioFileOp op = k->op;
   LFileBody *b = k->b;

@@ -20,6 +20,17 @@ static void small_put(LParcel *p, LTag tag, const void *data, size_t size) {
   p->size += size;
 }
 
+static bool may_be_small(lua_State *L, int idx) {
+  int type = lua_type(L, idx);
+  return type <= LUA_TNUMBER ? type != LUA_TLIGHTUSERDATA : type == LUA_TSTRING && lua_rawlen(L, idx) <= L_SHORT;
+}
+
+static LParcel *new_small(lua_State *L, int from, int to) { /* NULL: in vain, or no memory */
+  for (int i = from; i <= to; i++)
+    if (!may_be_small(L, i)) return NULL;
+  return malloc(sizeof(LParcel) + SMALL);
+}
+
 /* [-0, +0, -] false: it is too large for this, or the values are. */
 static bool small_value(lua_State *L, int idx, LParcel *p) {
   size_t len;
@@ -55,7 +66,7 @@ static void let_go(LParcel *p) {
 
 LParcel *aioL_parcel_pack_small(lua_State *L, int first, LCode *code, LParcel **reuse) {
   int top = lua_gettop(L);
-  LParcel *p = reuse && *reuse && (*reuse)->room >= SMALL ? *reuse : malloc(sizeof *p + SMALL);
+  LParcel *p = reuse && *reuse && (*reuse)->room >= SMALL ? *reuse : new_small(L, first + (code != NULL), top);
   if (!p) return aioL_code_unref(code), NULL;
   bool fits = true, reused = reuse && p == *reuse;
   size_t room = reused ? p->room : SMALL;

@@ -40,8 +40,15 @@ void aioL_flight_wait(LFlight *f, LTicket *tk) {
   tk->op = f;
 }
 
+/* Making the results may run finalisers, which may close the context. */
+LFlight *aioL_flight_fetch(LTicket *tk) {
+  LFlight *f = tk->op;
+  if (f) list_unlink(&f->link);
+  return f;
+}
+
 void aioL_flight_end(LFlight *f) {
-  list_unlink(&f->link);
+  if (list_linked(&f->link)) list_unlink(&f->link);
   f->free(f);
 }
 
@@ -126,8 +133,9 @@ static int unpack(lua_State *L) {
 }
 
 static int results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LWork *w = container_of((LFlight *)tk->op, LWork, f);
+  LFlight *f = aioL_flight_fetch(tk);
+  if (!f) return aioL_closed(L);
+  LWork *w = container_of(f, LWork, f);
   int base = lua_gettop(L);
   bool failed = w->failed;
   luaL_checkstack(L, 4, NULL);

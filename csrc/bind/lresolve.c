@@ -69,8 +69,8 @@ static int answer(lua_State *L, LResolve *lr) {
 }
 
 static int results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  return answer(L, container_of((LFlight *)tk->op, LResolve, f));
+  LFlight *f = aioL_flight_fetch(tk);
+  return f ? answer(L, container_of(f, LResolve, f)) : aioL_closed(L);
 }
 
 static const LWaitOps resolve_ops = {.name = "aio.getaddrinfo", .leave = aioL_flight_leave, .results = results,
@@ -164,8 +164,9 @@ static int make_names(lua_State *L) {
 }
 
 static int name_results(lua_State *L, LTicket *tk) {
-  if (!tk->op) return aioL_closed(L);
-  LLookup *ll = container_of((LFlight *)tk->op, LLookup, f);
+  LFlight *f = aioL_flight_fetch(tk);
+  if (!f) return aioL_closed(L);
+  LLookup *ll = container_of(f, LLookup, f);
   int top = lua_gettop(L);
   luaL_checkstack(L, 4, NULL);
   lua_pushcfunction(L, make_names);
