@@ -335,7 +335,8 @@ typedef struct LFlight {
   bool over;     /* done has been called */
 } LFlight;
 
-void aioL_flight_begin(LFlight *f, LContext *c, void (*cancel)(LFlight *f), void (*free)(LFlight *f));
+/* [-0, +0, e] On a context that a finaliser has just closed it is freed, and that is an error. */
+void aioL_flight_begin(lua_State *L, LFlight *f, LContext *c, void (*cancel)(LFlight *f), void (*free)(LFlight *f));
 void aioL_flight_wait(LFlight *f, LTicket *tk);     /* the job has been submitted */
 void aioL_flight_done(LFlight *f);
 LFlight *aioL_flight_fetch(LTicket *tk);            /* for results: it is theirs, who end it; NULL: its context was closed */

@@ -75,7 +75,7 @@ LFileCall *aioL_file_call(lua_State *L, LFileBody *b, const LWaitOps *ops, AioFi
 
 /* Submits it and waits. Where no ticket can be had the call stays with the context, and stands in nobody's way. [-0, +n, e] */
 int aioL_file_wait(lua_State *L, LContext *c, LFileCall *k) {
-  aioL_flight_begin(&k->f, c, cancel, aioL_file_call_free);
+  aioL_flight_begin(L, &k->f, c, cancel, aioL_file_call_free);
   LTicket *tk = aioL_ticket(L, c, k->ops);
   int rc = aio_file_submit(c->core, &k->op);
   if (rc < 0) {

@@ -29,8 +29,10 @@ typedef struct LJobs {
 
 /* ---- at home: any job for which somebody waits ---- */
 
-void aioL_flight_begin(LFlight *f, LContext *c, void (*cancel)(LFlight *f), void (*free_flight)(LFlight *f)) {
+void aioL_flight_begin(lua_State *L, LFlight *f, LContext *c, void (*cancel)(LFlight *f), void (*free_flight)(LFlight *f)) {
   *f = (LFlight){.c = c, .cancel = cancel, .free = free_flight};
+  if (c->closed) free_flight(f);
+  aioL_check_open(L, c);
   list_append(&c->flights, &f->link);
 }
 
@@ -231,7 +233,7 @@ static LWork *new_work(lua_State *L, LContext *c, LJobs *j) { /* [-n, +0, e] */
     return NULL;
   }
   *w = (LWork){.in = in, .paths = current_paths(L, j)};
-  aioL_flight_begin(&w->f, c, cancel_work, free_work);
+  aioL_flight_begin(L, &w->f, c, cancel_work, free_work);
   if (!w->paths) {
     aioL_flight_end(&w->f);
     luaL_error(L, "not enough memory");

@@ -52,7 +52,7 @@ static int make_list(lua_State *L) {
   return 1;
 }
 
-static int answer(lua_State *L, LResolve *lr) {
+static int answer(lua_State *L, LResolve *lr) { /* of one that has been fetched */
   luaL_checkstack(L, 4, NULL);
   if (lr->r.error) {
     luaL_pushfail(L);
@@ -130,7 +130,7 @@ static int mod_getaddrinfo(lua_State *L) {
   lr->r.dgram = type == 2;
   lr->r.passive = passive;
   lr->r.canonical = canonical;
-  aioL_flight_begin(&lr->f, c, cancel, free_resolve);
+  aioL_flight_begin(L, &lr->f, c, cancel, free_resolve);
   LTicket *tk = aioL_ticket(L, c, &resolve_ops);
   int rc = aio_resolve(c->core, &lr->r, done);
   if (rc == 0) {
@@ -138,7 +138,7 @@ static int mod_getaddrinfo(lua_State *L) {
     return aioL_wait(L, tk, AIO_FOREVER);
   }
   aioL_ticket_drop(tk);
-  if (rc == 1) return answer(L, lr);
+  if (rc == 1) return list_unlink(&lr->f.link), answer(L, lr);
   aioL_flight_end(&lr->f);
   return aioL_fail(L, rc);
 }
@@ -195,7 +195,7 @@ static int mod_getnameinfo(lua_State *L) {
   LLookup *ll = malloc(sizeof *ll);
   if (!ll) return luaL_error(L, "not enough memory");
   *ll = (LLookup){.l = {.addr = a}};
-  aioL_flight_begin(&ll->f, c, cancel_lookup, free_lookup);
+  aioL_flight_begin(L, &ll->f, c, cancel_lookup, free_lookup);
   LTicket *tk = aioL_ticket(L, c, &name_ops);
   int rc = aio_lookup(c->core, &ll->l, named);
   if (rc == 0) {
