@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
---- Finalisers that do the worst they can in the middle of an operation: what runs must outlive it, and the loop goes on.
+--- Finalisers that do the worst they can in the middle of an operation: what runs outlives it, and the loop goes on.
 --
 -- Way    RANDOM_SEED=n. Garbage with finalisers -> the collector, at work all the time -> one of them, drawn by lot,
 --        closes the context, or cancels, or closes what the operation works on. That nothing is touched afterwards is
