@@ -4,7 +4,7 @@
  * Way      aio_file_submit -> next_leg -> hand_over: io_uring (uring.c), Linux AIO (laio.c) or a thread of the pool ->
  *          aio__file_leg_over -> another leg, if the kernel has done a part only -> finish -> done
  *          aio_file_try: preadv2 with RWF_NOWAIT, which answers from the page cache or not at all.
- * Threads  home; `work` runs in a thread of the pool.
+ * Threads  home; `work` (file_call.c) runs in a thread of the pool.
  * Owner    an op is the caller's memory until done; a file is counted, once by each op that it has under way.
  * Keep     done is never called inside submit. An engine that fails hands its ops to the next one. A file that goes past
  *          the page cache has two descriptors: what is not aligned is read through a copy, and written by the other one. */
@@ -80,6 +80,7 @@ void aio_file_unref(AioFile *f) {
 }
 
 bool aio_file_is_open(const AioFile *f) { return !f->closed && f->fd >= 0; }
+bool aio__file_goes_direct(const AioFile *f) { return f->direct; }
 int aio_file_fd(const AioFile *f) { return f->closed ? -1 : f->fd; }
 
 int64_t aio_file_size(const AioFile *f) {
@@ -87,53 +88,7 @@ int64_t aio_file_size(const AioFile *f) {
   return fstat(aio_file_fd(f), &st) < 0 ? -errno : st.st_size;
 }
 
-/* ---- what blocks ---- */
-
-static int64_t ns_of(struct timespec t) { return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec; }
-
-static const char *type_of(mode_t mode) {
-  switch (mode & S_IFMT) {
-    case S_IFREG: return "file";
-    case S_IFDIR: return "directory";
-    case S_IFBLK: return "block";
-    case S_IFCHR: return "char";
-    case S_IFIFO: return "fifo";
-    case S_IFSOCK: return "socket";
-    default: return "other";
-  }
-}
-
-static int64_t call_stat(AioFileOp *op) {
-  struct stat st;
-  if (fstat(op->leg_fd, &st) < 0) return -errno;
-  op->stat = (AioFileStat){.size = st.st_size, .blocks = st.st_blocks, .blksize = st.st_blksize, .ino = (int64_t)st.st_ino,
-    .dev = (int64_t)st.st_dev, .nlink = (int64_t)st.st_nlink, .mode = st.st_mode & 07777, .uid = st.st_uid, .gid = st.st_gid,
-    .type = type_of(st.st_mode), .atime = ns_of(st.st_atim), .mtime = ns_of(st.st_mtim), .ctime = ns_of(st.st_ctim)};
-  return 0;
-}
-
-/* Opened without waiting for the other end of a FIFO, which is then refused: it has no offsets, and is a stream's. The
- * home thread may be looking at the file, which gets all this when the op is over. */
-static int64_t call_open(AioFileOp *op) {
-  enum { ONCE = O_CREAT | O_EXCL | O_TRUNC, KEPT = O_ACCMODE | O_APPEND | O_NOATIME };
-  struct stat st, same;
-  int fd = open(op->path, op->flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, op->mode);
-  if (fd < 0) return errno == ENXIO ? -ESPIPE : -errno;
-  int rc = fstat(fd, &st) < 0 ? -errno : S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) ? -ESPIPE : 0;
-  if (rc < 0) return close(fd), rc;
-  fcntl(fd, F_SETFL, op->flags & KEPT);
-  op->stage = S_ISREG(st.st_mode);
-  op->leg_fd = -1;
-  if (!op->file->direct) return fd;
-  int direct = open(op->path, (op->flags & ~ONCE) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_DIRECT);
-  if (direct < 0) return fd;
-  bool usable = fstat(direct, &same) == 0 && same.st_ino == st.st_ino && same.st_dev == st.st_dev;
-  if (usable && fcntl(direct, F_SETFL, (op->flags & KEPT) | O_DIRECT) == 0)
-    op->leg_fd = direct;
-  else
-    close(direct);
-  return fd;
-}
+/* ---- by a thread ---- */
 
 static void opened(AioFileOp *op) {
   AioFile *f = op->file;
@@ -148,23 +103,9 @@ static void opened(AioFileOp *op) {
 
 static bool moves(const AioFileOp *op) { return op->kind == AIO_FILE_READ || op->kind == AIO_FILE_WRITE; }
 
-static int64_t call(AioFileOp *op) {
-  int64_t n = 0;
-  switch (op->kind) {
-    case AIO_FILE_OPEN: return call_open(op);
-    case AIO_FILE_READ: n = pread(op->leg_fd, op->leg_buf, op->leg_len, op->leg_offset); break;
-    case AIO_FILE_WRITE: n = pwrite(op->leg_fd, op->leg_buf, op->leg_len, op->leg_offset); break;
-    case AIO_FILE_SYNC: n = fsync(op->leg_fd); break;
-    case AIO_FILE_DATASYNC: n = fdatasync(op->leg_fd); break;
-    case AIO_FILE_TRUNCATE: n = ftruncate(op->leg_fd, op->offset); break;
-    case AIO_FILE_STAT: return call_stat(op);
-  }
-  return n < 0 ? -errno : n;
-}
-
 static void work(void *opaque) {
   AioFileOp *op = opaque;
-  op->word = call(op);
+  op->word = aio__file_call(op);
 }
 
 static void worked(void *opaque) {
@@ -248,7 +189,7 @@ static AioEngine engine_for_leg(AioContext *ctx, const AioFileOp *op) {
 /* Without a thread to be had it is done here and now: late is better than never. */
 static void use_threads(AioFileOp *op) {
   op->engine = AIO_ENGINE_THREADS;
-  if (aio_pool_submit(op->ctx, &op->job, work, worked, op) < 0) leg_over_later(op, call(op));
+  if (aio_pool_submit(op->ctx, &op->job, work, worked, op) < 0) leg_over_later(op, aio__file_call(op));
 }
 
 static void hand_over(AioFileOp *op) {
@@ -257,7 +198,7 @@ static void hand_over(AioFileOp *op) {
   if (e == AIO_ENGINE_THREADS)
     use_threads(op);
   else if (e == AIO_ENGINE_INLINE)
-    leg_over_later(op, call(op));
+    leg_over_later(op, aio__file_call(op));
   else
     engine_ops[e]->submit(op->ctx->files->engines[e].self, op);
 }

@@ -259,6 +259,8 @@ typedef struct AioEngineOps {
 } AioEngineOps;
 
 extern const AioEngineOps aio__uring_engine, aio__laio_engine;
+int64_t aio__file_call(AioFileOp *op);                  /* any thread; blocks: bytes, an fd, or -errno */
+bool aio__file_goes_direct(const AioFile *f);           /* any thread: wants a descriptor past the page cache, too */
 void aio__file_leg_over(AioFileOp *op, int64_t result); /* bytes, or -errno; may free op, or close the context */
 /* Each with its `word`; bh calls this again for what is left, and is cancelled if that is nothing. false: ctx was closed. */
 bool aio__file_legs_over(AioLink *over, AioBH *bh);
