@@ -7,20 +7,16 @@ local aio = require "aioloop"
 local path, marks, size = measure.data()
 local engine, direct, cold = arg[1] ~= "auto" and arg[1], arg[2] == "direct", arg[2] == "cold"
 
-local function check(first, last, offset)
-  if first ~= marks[offset] or last ~= marks[offset] then
-    error("wrong bytes at " .. offset)
-  end
-end
-
 local function read_string(file, offset)
-  local data = assert(file:pread(4096, offset))
-  check(data:sub(1, 8), data:sub(-8), offset)
+  measure.page(assert(file:pread(4096, offset)), offset)
 end
 
 local function read_buffer(file, offset, buffer)
   measure.expect(file:pread(buffer, offset), 4096, "bytes read")
-  check(buffer:tostring(1, 8), buffer:tostring(4089, 4096), offset)
+  local mark = marks[offset]
+  if buffer:tostring(1, 8) ~= mark or buffer:tostring(4089, 4096) ~= mark then
+    error("wrong bytes at " .. offset)
+  end
 end
 
 local function open()

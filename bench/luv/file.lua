@@ -4,14 +4,8 @@
 
 local measure = require "measure"
 local uv = require "luv"
-local path, marks, size = measure.data()
+local path, _, size = measure.data()
 local cold <const> = arg[1] == "cold"
-
-local function check(data, offset)
-  if data:sub(1, 8) ~= marks[offset] or data:sub(-8) ~= marks[offset] then
-    error("wrong bytes at " .. offset)
-  end
-end
 
 local function reads(count, depth)
   local offsets, begun, ended = measure.scattered(count, 0, size // 4096 - 1), 0, 0
@@ -20,7 +14,7 @@ local function reads(count, depth)
     begun = begun + 1
     local offset = offsets[begun] * 4096
     assert(uv.fs_read(fd, 4096, offset, function(err, data)
-      check(assert(data, err), offset)
+      measure.page(assert(data, err), offset)
       ended = ended + 1
       if begun < count then
         read()

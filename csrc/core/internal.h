@@ -245,7 +245,7 @@ void aio__defer_run(AioContext *ctx);        /* all of them, also within a secti
 void aio__defer_drop(AioContext *ctx);
 
 /* file.c, uring.c, laio.c */
-enum { INLINE_BYTES = 256 << 10 };               /* in a turn */
+enum { INLINE_BYTES = 1 << 20 };                 /* in a turn: some 200 us of page cache in pieces of 4 KiB */
 uint32_t aio__file_ops(const AioContext *ctx);   /* whose done has not been called */
 void aio__files_stop(AioContext *ctx);           /* waits for the kernel */
 void aio__files_free(AioContext *ctx);
