@@ -249,7 +249,8 @@ static void wait_or_glance(AioContext *ctx, int64_t limit) {
   int64_t timeout = limit > 0 ? aio__earlier(limit, aio__plan(ctx)) : 0;
   if (timeout > 0 && ctx->vclock && aio__timers_first(ctx, AIO_CLOCK_VIRTUAL) != AIO_FOREVER) {
     aio__fds_wait(ctx, 0); /* only when everything sleeps does the virtual clock jump */
-    if (!ctx->notifier_fired && !aio__work_seen(ctx)) aio__vclock_jump(ctx);
+    if (ctx->notifier_fired) return;
+    if (!aio__work_seen(ctx)) aio__vclock_jump(ctx);
     timeout = aio__earlier(limit, aio__plan(ctx));
     if (timeout == 0) return;
   }

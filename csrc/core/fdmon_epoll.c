@@ -23,12 +23,18 @@ static int ctl(AioContext *ctx, int op, int fd, unsigned events, uint64_t data) 
   return epoll_ctl(ctx->pollfd, op, fd, &ev) < 0 ? -errno : 0;
 }
 
+/* Told once of each write: what was told need not be read, nor is it looked at again before the next sleep. */
+static int add_notifier(AioContext *ctx) {
+  struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.u64 = NOTIFIER_DATA};
+  return epoll_ctl(ctx->pollfd, EPOLL_CTL_ADD, ctx->notifier.rfd, &ev) < 0 ? -errno : 0;
+}
+
 static uint64_t data_of(int fd, uint32_t gen) { return (uint64_t)gen << 32 | (uint32_t)fd; }
 
 static int init(AioContext *ctx) {
   ctx->pollfd = epoll_create1(EPOLL_CLOEXEC);
   if (ctx->pollfd < 0) return -errno;
-  int rc = ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA);
+  int rc = add_notifier(ctx);
   if (rc < 0) close(ctx->pollfd);
   return rc;
 }
@@ -80,7 +86,7 @@ static int rebuild(AioContext *ctx) {
   ctx->rebuild = false;
   dup3(fresh, ctx->pollfd, O_CLOEXEC); /* under the old number, which others may hold */
   close(fresh);
-  if (ctl(ctx, EPOLL_CTL_ADD, ctx->notifier.rfd, AIO_IN, NOTIFIER_DATA) < 0) ctx->rebuild = true;
+  if (add_notifier(ctx) < 0) ctx->rebuild = true;
   for (uint32_t fd = 0; fd < ctx->nfds; fd++) {
     AioFdEntry *e = &ctx->fds[fd];
     unsigned events = e->in_kernel ? e->kernel : 0;
@@ -150,5 +156,5 @@ static int wait(AioContext *ctx, int64_t timeout_ns) {
   return found;
 }
 
-const AioFdMon aio__fdmon_epoll = {.name = "epoll", .blind = true, .init = init, .fini = fini, .update = update,
+const AioFdMon aio__fdmon_epoll = {.name = "epoll", .blind = true, .edge = true, .init = init, .fini = fini, .update = update,
                                     .same = same, .wait = wait, .settle = settle};

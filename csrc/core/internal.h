@@ -36,6 +36,7 @@ typedef struct AioFdEntry {
 typedef struct AioFdMon {
   const char *name;
   bool blind;                                /* does not report fds that were closed while registered */
+  bool edge;                                 /* reports each write to the notifier once, be it read or not */
   bool holds;                                /* keeps a registered fd's file open: to be told when nobody wants it */
   bool tells_files;                          /* an entry's `gen` is that of the file, as it was when it was last verified */
   int (*init)(AioContext *ctx);

@@ -5,7 +5,8 @@
  *          waiter:   aio__announce (notify_me, fence), look for work, sleep, aio__withdraw, aio__accept, process
  * Threads  aio_notify, aio__published and aio_notifier_set: any. The rest: home.
  * Keep     the two fences pair with one another: of producer and waiter at least one sees what the other wrote.
- *          Accept comes before processing, so what arrives later finds the eventfd clear. A producer never skips its
+ *          Accept comes before processing, so what arrives later finds the eventfd clear, or (epoll) is told as another
+ *          event. Whoever asks the kernel accepts before the next sleep. A producer never skips its
  *          write because `notified` is set already: that flag may be about to be cleared; only who pushes a BH on top of others
  *          leaves it to the first of them (bh.c). doc/model checks this. */
 #include <errno.h>
@@ -26,10 +27,12 @@ int aio_notifier_open(AioNotifier *n) {
   return 0;
 }
 
+static bool is_pipe(const AioNotifier *n) { return n->wfd != n->rfd; }
+
 void aio_notifier_close(AioNotifier *n) {
   if (n->rfd < 0) return;
   close(n->rfd);
-  if (n->wfd != n->rfd) close(n->wfd);
+  if (is_pipe(n)) close(n->wfd);
   n->rfd = n->wfd = -1;
 }
 
@@ -78,11 +81,12 @@ void aio_notify(AioContext *ctx) {
   aio__published(ctx);
 }
 
+/* An eventfd has room for 2^64 writes that nobody reads, a pipe has not. */
 bool aio__accept(AioContext *ctx) {
   if (ctx->notifier_fired) {
     ctx->notifier_fired = false;
     ctx->stats.wakeups++;
-    aio_notifier_clear(&ctx->notifier);
+    if (!ctx->mon->edge || is_pipe(&ctx->notifier)) aio_notifier_clear(&ctx->notifier);
   }
   /* Clear before looking for work, so that a later aio_notify is seen by the next turn. */
   if (!atomic_load_explicit(&ctx->notified, memory_order_relaxed)) return false;

@@ -22,6 +22,8 @@
  * between                  what GLib and other sources may do after prepare
  * check, dispatch          check: aio__withdraw, aio__fds_wait, aio__accept; dispatch  csrc/core/source.c
  *
+ * -DEDGE is the epoll backend, which tells of a write once, whether or not somebody reads the eventfd (nobody does).
+ *
  * clear_notified stores and fences; aio__accept exchanges, which is as good: it either reads the newer `true`, and
  * with it the change, or comes before it and leaves it standing.
  *
@@ -56,7 +58,7 @@ mtype = { PUSH, CHANGE, SET, CLEAR, ANNOUNCE, WITHDRAW };
 byte work, change;      /* committed by producers, not yet handled */
 byte notify_me;         /* stored by the waiter only: +2 for aio_poll, bit 0 for the GSource */
 bit notified;           /* set by producers, cleared by the waiter */
-bit efd;                /* the eventfd, saturating at 1 */
+bit efd;                /* the eventfd, saturating at 1; or what epoll knows of it */
 bit fired;              /* the waiter's own: the last wait reported the eventfd */
 
 /* Ghosts: read by the properties alone. */
@@ -123,13 +125,23 @@ end:
 
 /* System calls: each is a barrier for its thread. */
 inline efd_write(thread) { atomic { fence(thread) -> efd = 1 } }
+#ifdef EDGE             /* efd: epoll has an event that it has not told */
+#define TAKE            efd = 0
+inline efd_clear()       { skip }
+#else
+#define TAKE            skip
 inline efd_clear()       { atomic { fence(WAITER) -> efd = 0 } }
-inline efd_poll()        { atomic { fence(WAITER) -> fired = efd } }
+#endif
+inline efd_poll()        { atomic { fence(WAITER) -> fired = efd; TAKE } }
 inline efd_wait()
 {
     atomic { fence(WAITER) -> asleep = true };
 asleep_here:
-    atomic { efd -> asleep = false; fired = 1 }
+#ifdef GSOURCE          /* GLib looks at the epoll fd, which stays ready until check has asked it */
+    atomic { efd -> asleep = false }
+#else
+    atomic { efd -> asleep = false; fired = 1; TAKE }
+#endif
 }
 
 inline clear_notified()

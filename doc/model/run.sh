@@ -38,6 +38,10 @@ run nothing     'aio_poll'                              -DBUG=0
 run nothing     'aio_poll, TSO'                         -DTSO
 run nothing     'GSource'                               -DGSOURCE
 run nothing     'GSource, TSO'                          -DGSOURCE -DTSO
+run nothing     'aio_poll, edge'                        -DEDGE
+run nothing     'aio_poll, edge, TSO'                   -DEDGE -DTSO
+run nothing     'GSource, edge'                         -DEDGE -DGSOURCE
+run nothing     'GSource, edge, TSO'                    -DEDGE -DGSOURCE -DTSO
 
 run not-at-rest '1 waiter unfenced, aio_poll, TSO'      -DBUG=1 -DTSO
 run not-at-rest '1 waiter unfenced, GSource, TSO'       -DBUG=1 -DTSO -DGSOURCE
