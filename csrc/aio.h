@@ -72,6 +72,7 @@ void aio_context_release(AioContext *ctx);
 void aio_context_set_home(AioContext *ctx);
 const char *aio_context_backend(const AioContext *ctx);
 void aio_context_stats(const AioContext *ctx, AioStats *out);
+uint64_t aio_context_turns(const AioContext *ctx); /* begun so far, nested ones too: AioStats.polls */
 
 /* One turn: plan, wait at most limit_ns (0: not at all, AIO_FOREVER: until progress or a notification), dispatch.
  * Returns true iff a non-idle BH, an fd handler or a timer ran. May be called from within any callback. */

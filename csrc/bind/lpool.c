@@ -21,6 +21,8 @@ enum { SPARE_MAX = 16 };
 typedef struct LJobs {
   LPaths *paths;
   const char *path, *cpath; /* the strings that they were made of */
+  lua_Integer looked_in;    /* and when they were last looked at: id of the context, */
+  uint64_t looked_at;       /* its turn */
   const void *fn;           /* the last function, and its code */
   LCode *code;
   LWork *spare;
@@ -138,11 +140,11 @@ static int results(lua_State *L, LTicket *tk) {
   LFlight *f = aioL_flight_fetch(tk);
   if (!f) return aioL_closed(L);
   LWork *w = container_of(f, LWork, f);
-  int base = lua_gettop(L);
   bool failed = w->failed;
-  luaL_checkstack(L, 4, NULL);
-  int n = w->out && !failed ? aioL_parcel_unpack_plain(L, w->out, LUA_MINSTACK / 2) : -1;
+  int n = w->out && !failed ? aioL_parcel_unpack_plain(L, w->out, LUA_MINSTACK / 2) : -1; /* there is room for so many */
   if (n >= 0) return aioL_flight_end(&w->f), n;
+  int base = lua_gettop(L);
+  luaL_checkstack(L, 4, NULL);
   lua_pushcfunction(L, unpack);
   lua_pushlightuserdata(L, w);
   if (w->lost) {
@@ -189,8 +191,7 @@ static LPaths *new_paths(const char *path, const char *cpath) { /* NULL: no memo
   return p;
 }
 
-/* [-0, +0, -] Those of now, counted; as a rule they are those of last time. NULL: no memory. */
-static LPaths *current_paths(lua_State *L, LJobs *j) {
+static void look_at_paths(lua_State *L, LJobs *j) { /* [-0, +0, -] as a rule they are those of last time */
   const char *path = path_of(L, U_PATH), *cpath = path_of(L, U_CPATH);
   if (!j->paths || path != j->path || cpath != j->cpath) {
     paths_unref(j->paths);
@@ -201,6 +202,14 @@ static LPaths *current_paths(lua_State *L, LJobs *j) {
     lua_copy(L, -1, lua_upvalueindex(U_LAST_CPATH));
   }
   lua_pop(L, 2);
+}
+
+/* [-0, +0, -] Those of this turn, counted: a worker's state sees no later change anyway. NULL: no memory. */
+static LPaths *current_paths(lua_State *L, const LContext *c, LJobs *j) {
+  uint64_t turn = aio_context_turns(c->core);
+  if (!j->paths || turn != j->looked_at || c->id != j->looked_in) look_at_paths(L, j);
+  j->looked_at = turn;
+  j->looked_in = c->id;
   if (j->paths) atomic_fetch_add_explicit(&j->paths->refs, 1, memory_order_relaxed);
   return j->paths;
 }
@@ -232,8 +241,9 @@ static LWork *new_work(lua_State *L, LContext *c, LJobs *j) { /* [-n, +0, e] */
     luaL_error(L, "not enough memory");
     return NULL;
   }
-  *w = (LWork){.in = in, .paths = current_paths(L, j)};
+  *w = (LWork){.in = in};
   aioL_flight_begin(L, &w->f, c, cancel_work, free_work);
+  w->paths = current_paths(L, c, j);
   if (!w->paths) {
     aioL_flight_end(&w->f);
     luaL_error(L, "not enough memory");

@@ -144,6 +144,8 @@ void aio_context_release(AioContext *ctx) {
 void aio_context_set_home(AioContext *ctx) { atomic_store_explicit(&ctx->home, aio__self(), memory_order_relaxed); }
 const char *aio_context_backend(const AioContext *ctx) { return ctx->mon->name; }
 
+uint64_t aio_context_turns(const AioContext *ctx) { return ctx->stats.polls; }
+
 void aio_context_stats(const AioContext *ctx, AioStats *out) {
   *out = ctx->stats;
   for (const AioLink *l = ctx->ready.next; l != &ctx->ready; l = l->next) out->bhs_pending++;

@@ -43,6 +43,23 @@ describe("aio.work", function()
       assert.equal(0, ctx:stats().pool.jobs)
     end)
 
+    it("has a new worker find modules where package.path says by then", function()
+      local ctx, path, folder = d.context(), package.path, os.tmpname()
+      local gate <close> = jobs.gate()
+      local first = ctx:spawn(aio.work, jobs.pass, gate.at, 1)
+      gate:await(d, ctx, 1)
+      assert(os.remove(folder) and os.execute("mkdir " .. folder))
+      assert(io.open(folder .. "/late_module.lua", "w")):write("return 42"):close()
+      package.path = folder .. "/?.lua;" .. path
+      local second = ctx:spawn(aio.work, jobs.require, "late_module")
+      d.wait(ctx, over(second))
+      package.path = path
+      os.execute("rm -r " .. folder)
+      assert.same({ true, 42 }, { second:join() })
+      gate:open()
+      d.wait(ctx, over(first))
+    end)
+
     it("raises the error of its function, with the worker's traceback or as a copy", function()
       local ctx = d.context()
       local function fails(fn, ...)

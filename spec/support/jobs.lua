@@ -17,6 +17,7 @@ function jobs.fail() error "in a worker" end
 function jobs.fail_with(value) error(value) end
 function jobs.thread() return coroutine.create(print) end
 function jobs.same(...) return ... end
+function jobs.require(name) return (require(name)) end
 
 -- Of every kind that differs on the way: without upvalues, with some, in another function, with a table, a long string.
 local factor = 3
