@@ -263,6 +263,7 @@ typedef struct AioJob {
   void *opaque;
   int result;       /* in done: 0, or -ECANCELED: it did not run */
   int state;        /* the pool's */
+  uint32_t batch;   /* the pool's */
 } AioJob;
 
 typedef struct AioPoolStats {
@@ -272,7 +273,7 @@ typedef struct AioPoolStats {
 
 /* Calls run(opaque) in a thread of the context's pool, then done(opaque) in a turn of the context, once. The job is the
  * caller's memory, and must stay until then, or until the context is closed, which waits for those that run and calls no
- * more done. Within a turn or a defer section the threads may be called at its end only, once for all its jobs.
+ * more done. Within a turn or a defer section the threads may get its jobs at its end only, all at once.
  * 0, -ENOMEM, -EAGAIN when no thread can be had, -ESHUTDOWN. */
 int aio_pool_submit(AioContext *ctx, AioJob *job, AioFn *run, AioFn *done, void *opaque);
 /* Takes back a job that no thread has begun: done is then called with result -ECANCELED. false: too late. */

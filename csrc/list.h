@@ -27,6 +27,16 @@ static inline void list_unlink(AioLink *n) {
   n->prev = n->next = NULL;
 }
 
+/* Moves all elements of `from`, whose order stays, to the end of `to`. */
+static inline void list_append_all(AioLink *to, AioLink *from) {
+  if (list_empty(from)) return;
+  from->next->prev = to->prev;
+  to->prev->next = from->next;
+  from->prev->next = to;
+  to->prev = from->prev;
+  list_init(from);
+}
+
 #define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
 
 #endif

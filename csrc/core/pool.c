@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  * The thread pool: jobs that may block, run by threads that come when they are needed and go when they are not.
  *
- * Way      aio_pool_submit -> `queued` -> a worker -> run -> `finished` -> the pool's BH -> done
+ * Way      aio_pool_submit -> held until the turn's end -> `queued` -> a worker -> run -> `finished` -> the pool's BH -> done
  * Threads  submit, cancel, set_threads, close: home. run: a worker. done: home, in a turn, never inside submit.
  * Owner    the job is the caller's memory until done has been called, or its context was closed. Workers are joined by
  *          the home thread: those that have left by the next one that calls, all of them by close.
- *          Threads are called one at a time; by the home thread at the end of its turn, if that comes soon. While some
- *          work, the next one called only watches the queue: it takes a job that has waited for PATIENCE_NS, unless those
- *          who work do BRISK ones meanwhile, and calls another. So short jobs are done by few threads, with few switches
- *          from one to the other, and those that block have as many as there may be within a moment.
+ *          Threads are called one at a time. While some work, the next one called only watches the queue: it takes a job
+ *          that has waited for PATIENCE_NS, unless those who work do BRISK ones meanwhile, and calls another. So short jobs
+ *          are done by few threads, with few switches from one to the other, and those that block have as many as there
+ *          may be within a moment.
  * Keep     jobs start in the order of submission, and done is called once for each, in the order in which they finished.
  *          One that is queued can be cancelled, one that runs runs to its end. Everything below `lock` belongs to who
  *          holds it; `home_*` belongs to the home thread. */
@@ -21,7 +21,7 @@
 enum {
   MAX_THREADS = 64,
   UNTOLD_MAX = 256, /* jobs finished, while others are queued, before home is told */
-  UNCALLED_MAX = 64, /* jobs queued in a turn before a worker is called without waiting for its end */
+  HELD_MAX = 64,    /* jobs that a turn submits before they are queued without waiting for its end */
   BRISK = 64        /* so many jobs in PATIENCE_NS are too short to be done by more threads */
 };
 #define IDLE_NS INT64_C(10000000000) /* so long does a thread stay without work */
@@ -41,7 +41,8 @@ struct AioPool {
   AioContext *ctx;
   AioBH bh, more; /* more: the same for what is left of home_done, when a nested turn comes in between */
   AioLink home_done; /* finished jobs whose done is still to be called */
-  uint32_t home_jobs;
+  AioLink home_held; /* submitted in this turn, or defer section, to be queued together at its end */
+  uint32_t home_jobs, home_nheld, home_batch; /* batch: how often they have been queued */
   pthread_mutex_t lock;
   pthread_cond_t work, watch, gone; /* what the idle, the one that watches, and close wait for */
   AioLink queued, finished; /* jobs */
@@ -52,19 +53,12 @@ struct AioPool {
   int working, between; /* threads with a job; those of them that are done with one and will look for the next */
   bool called;   /* one has been signalled, or started, and has not looked yet */
   bool watching; /* one waits to see whether the others are enough */
+  bool promised; /* home holds jobs: the last thread stays */
   bool told;     /* home will look at `finished` */
   bool stopping;
 };
 
 static AioJob *job_at(AioLink *l) { return container_of(l, AioJob, link); }
-
-static void move_all(AioLink *from, AioLink *to) {
-  while (!list_empty(from)) {
-    AioLink *l = from->next;
-    list_unlink(l);
-    list_append(to, l);
-  }
-}
 
 /* ---- workers ---- */
 
@@ -109,7 +103,7 @@ static bool wait_idle(AioPool *p) {
   bool in_time = wait_until(p, &p->work, aio_clock_now(AIO_CLOCK_MONOTONIC) + IDLE_NS);
   p->idle--;
   p->called = false;
-  return in_time || !list_empty(&p->queued) || p->threads <= p->min;
+  return in_time || !list_empty(&p->queued) || p->promised || p->threads <= p->min;
 }
 
 /* Others work. Whether they are enough shows after a while: are jobs still queued that were before it? */
@@ -227,7 +221,7 @@ static void join_left(AioPool *p) {
   AioLink gone;
   list_init(&gone);
   pthread_mutex_lock(&p->lock);
-  move_all(&p->left, &gone);
+  list_append_all(&gone, &p->left);
   pthread_mutex_unlock(&p->lock);
   while (!list_empty(&gone)) {
     Worker *w = container_of(gone.next, Worker, link);
@@ -244,7 +238,7 @@ static void tell(void *opaque) {
   AioContext *ctx = p->ctx;
   pthread_mutex_lock(&p->lock);
   p->told = false;
-  move_all(&p->finished, &p->home_done);
+  list_append_all(&p->home_done, &p->finished);
   pthread_mutex_unlock(&p->lock);
   while (!list_empty(&p->home_done)) {
     AioJob *job = job_at(p->home_done.next);
@@ -264,6 +258,7 @@ static int new_pool(AioContext *ctx) {
   if (!p) return -ENOMEM;
   *p = (AioPool){.ctx = ctx, .max = MAX_THREADS};
   list_init(&p->home_done);
+  list_init(&p->home_held);
   list_init(&p->queued);
   list_init(&p->finished);
   list_init(&p->left);
@@ -285,36 +280,61 @@ static int pool_of(AioContext *ctx) {
   return ctx->pool ? 0 : new_pool(ctx);
 }
 
-/* What a turn submits, or a defer section: the workers are called at its end, or when there is much to do. */
-static void call_deferred(void *opaque) {
-  AioPool *p = opaque;
+/* Queues what is held, and then this one; holding the lock. */
+static int queue(AioPool *p, AioJob *job, pthread_cond_t **signal) {
+  list_append_all(&p->queued, &p->home_held);
+  p->nqueued += p->home_nheld;
+  p->home_nheld = 0;
+  p->home_batch++;
+  p->promised = false;
+  if (job) list_append(&p->queued, &job->link), p->nqueued++;
+  *signal = NULL;
+  return p->nqueued ? call_a_worker(p, signal) : 0;
+}
+
+static void queue_held(void *opaque) {
   pthread_cond_t *signal;
+  AioPool *p = opaque;
   pthread_mutex_lock(&p->lock);
-  call_a_worker(p, &signal);
+  queue(p, NULL, &signal); /* there is a thread, so it cannot fail */
   pthread_mutex_unlock(&p->lock);
   if (signal) pthread_cond_signal(signal);
+}
+
+static bool promise(AioPool *p) {
+  pthread_mutex_lock(&p->lock);
+  bool left = !list_empty(&p->left), promised = p->promised = p->threads > 0;
+  pthread_mutex_unlock(&p->lock);
+  if (left) join_left(p);
+  return promised;
+}
+
+/* What a turn submits costs one lock, and one call to a thread. */
+static bool hold(AioPool *p, AioJob *job) {
+  if (!p->ctx->sections || p->home_nheld == HELD_MAX || (!p->home_nheld && !promise(p))) return false;
+  job->batch = p->home_batch;
+  list_append(&p->home_held, &job->link);
+  if (!p->home_nheld++) aio_defer(p->ctx, queue_held, p);
+  return true;
 }
 
 int aio_pool_submit(AioContext *ctx, AioJob *job, AioFn *run, AioFn *done, void *opaque) {
   int rc = pool_of(ctx);
   if (rc < 0) return rc;
   AioPool *p = ctx->pool;
-  pthread_cond_t *signal = NULL;
-  *job = (AioJob){.ctx = ctx, .run = run, .done = done, .opaque = opaque, .state = AIO_JOB_QUEUED};
+  *job = (AioJob){.ctx = ctx, .run = run, .done = done, .opaque = opaque, .state = AIO_JOB_QUEUED, .batch = p->home_batch - 1};
+  p->home_jobs++;
+  if (hold(p, job)) return 0;
+  pthread_cond_t *signal;
   pthread_mutex_lock(&p->lock);
-  bool somebody_left = !list_empty(&p->left), calls = may_call(p);
-  bool later = calls && ctx->sections && p->threads && p->nqueued < UNCALLED_MAX;
-  list_append(&p->queued, &job->link);
-  p->nqueued++;
-  if (calls && !later) rc = call_a_worker(p, &signal);
+  bool somebody_left = !list_empty(&p->left);
+  rc = queue(p, job, &signal);
   if (rc < 0 && p->threads > 0) rc = 0; /* those that are there will come to it */
   if (rc < 0) list_unlink(&job->link), p->nqueued--;
   pthread_mutex_unlock(&p->lock);
   if (signal) pthread_cond_signal(signal);
-  if (later) aio_defer(ctx, call_deferred, p);
   if (somebody_left) join_left(p);
-  if (rc < 0) job->state = AIO_JOB_OVER;
-  if (rc == 0) p->home_jobs++;
+  if (rc < 0) job->state = AIO_JOB_OVER, p->home_jobs--;
   return rc;
 }
 
@@ -322,10 +342,10 @@ bool aio_pool_cancel(AioJob *job) {
   AioPool *p = job->ctx->pool;
   if (!p || aio_context_closed(job->ctx)) return false;
   pthread_mutex_lock(&p->lock);
-  bool queued = job->state == AIO_JOB_QUEUED;
+  bool queued = job->state == AIO_JOB_QUEUED, held = job->batch == p->home_batch;
   if (queued) {
     list_unlink(&job->link);
-    p->nqueued--;
+    *(held ? &p->home_nheld : &p->nqueued) -= 1;
     job->result = -ECANCELED;
     finish(p, job);
     tell_what_is_untold(p);
@@ -355,7 +375,7 @@ void aio_pool_stats(AioContext *ctx, AioPoolStats *out) {
   *out = (AioPoolStats){.max = MAX_THREADS};
   if (!p) return;
   pthread_mutex_lock(&p->lock);
-  *out = (AioPoolStats){p->threads, p->idle + p->watching, p->min, p->max, p->nqueued, p->home_jobs};
+  *out = (AioPoolStats){p->threads, p->idle + p->watching, p->min, p->max, p->nqueued + p->home_nheld, p->home_jobs};
   pthread_mutex_unlock(&p->lock);
 }
 
@@ -367,6 +387,7 @@ void aio__pool_stop(AioContext *ctx) {
   pthread_mutex_lock(&p->lock);
   p->stopping = true;
   while (!list_empty(&p->queued)) list_unlink(p->queued.next);
+  while (!list_empty(&p->home_held)) list_unlink(p->home_held.next);
   pthread_cond_broadcast(&p->work);
   pthread_cond_broadcast(&p->watch);
   while (p->threads > 0) pthread_cond_wait(&p->gone, &p->lock);

@@ -36,14 +36,6 @@ typedef struct Uring {
 
 static AioFileOp *op_at(AioLink *l) { return container_of(l, AioFileOp, link); }
 
-static void move_all(AioLink *from, AioLink *to) {
-  while (!list_empty(from)) {
-    AioLink *l = from->next;
-    list_unlink(l);
-    list_append(to, l);
-  }
-}
-
 /* ---- to the kernel ---- */
 
 static void fill(struct io_uring_sqe *sqe, AioFileOp *op) {
@@ -78,8 +70,8 @@ static void give_back(Uring *u, bool for_good) {
   list_init(&all);
   u->broken = for_good;
   forget_untaken(u);
-  move_all(&u->fresh, &all);
-  move_all(&u->waiting, &all);
+  list_append_all(&all, &u->fresh);
+  list_append_all(&all, &u->waiting);
   while (!list_empty(&all)) {
     AioFileOp *op = op_at(all.next);
     list_unlink(&op->link);

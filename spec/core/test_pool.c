@@ -253,6 +253,70 @@ static void closed_by_a_completion(Loop *l) {
   CHECK_EQ(done_total, 1);
 }
 
+/* ---- what a section submits is held until its end ---- */
+
+static void of_a_section_in_order_but_for_the_cancelled(Loop *l) {
+  enum { N = 200, LEFT = 200 - (200 + 2) / 3 };
+  Task tasks[N + 1];
+  sem_t gate;
+  sem_init(&gate, 0, 0);
+  begin(tasks);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 1), 0);
+  submit(l, &tasks[N], &gate); /* there is a thread, which works */
+  while (atomic_load(&running) == 0) usleep(100);
+  aio_defer_begin(l->ctx);
+  for (int i = 0; i < N; i++) submit(l, &tasks[i], NULL);
+  for (int i = 0; i < N; i += 3) CHECK(aio_pool_cancel(&tasks[i].job)); /* of those held, and of those queued */
+  for (int i = 0; i < N; i += 3) CHECK(!aio_pool_cancel(&tasks[i].job));
+  AioPoolStats s;
+  aio_pool_stats(l->ctx, &s);
+  CHECK(s.queued == LEFT && s.jobs == N + 1);
+  aio_defer_end(l->ctx);
+  aio_pool_stats(l->ctx, &s);
+  CHECK_EQ(s.queued, LEFT);
+  for (int i = 1; i < N; i += 3) CHECK(aio_pool_cancel(&tasks[i].job));
+  aio_pool_stats(l->ctx, &s);
+  CHECK_EQ(s.queued, N / 3);
+  sem_post(&gate);
+  RUN_UNTIL(l, done_total == N + 1);
+  for (int i = 0; i < N; i++) CHECK(tasks[i].done == 1 && (tasks[i].result == 0) == (i % 3 == 2) && tasks[i].ran == (i % 3 == 2));
+  sem_destroy(&gate);
+  CHECK_QUIET(l);
+}
+
+static void the_last_thread_stays_for_what_is_held(Loop *l) {
+  Task tasks[2];
+  begin(tasks);
+  submit(l, &tasks[0], NULL);
+  RUN_UNTIL(l, done_total == 1);
+  CHECK_EQ(threads_of(l), 1);
+  aio_defer_begin(l->ctx);
+  submit(l, &tasks[1], NULL);
+  create_fails = EAGAIN; /* no other will come */
+  atomic_store(&hurry, true);
+  CHECK_EQ(aio_pool_set_threads(l->ctx, 0, 8), 0); /* who is idle looks at the clock again */
+  usleep(5000);
+  CHECK_EQ(threads_of(l), 1);
+  aio_defer_end(l->ctx);
+  RUN_UNTIL(l, done_total == 2);
+  CHECK(atomic_load(&tasks[1].ran) == 1 && tasks[1].result == 0);
+  while (threads_of(l) > 0) usleep(100);
+  atomic_store(&hurry, false);
+  create_fails = 0;
+}
+
+static void closed_with_some_held(Loop *l) {
+  Task tasks[11];
+  begin(tasks);
+  submit(l, &tasks[10], NULL);
+  RUN_UNTIL(l, done_total == 1);
+  aio_defer_begin(l->ctx);
+  for (int i = 0; i < 10; i++) submit(l, &tasks[i], NULL);
+  aio_context_close(l->ctx);
+  CHECK_EQ(done_total, 1);
+  for (int i = 0; i < 10; i++) CHECK_EQ(tasks[i].ran, 0);
+}
+
 static void refusals(Loop *l) {
   Task t;
   begin(&t);
@@ -302,6 +366,9 @@ static const Test tests[] = {
   TEST(a_clock_that_jumps_waits_for_jobs),
   TEST(closed_with_work_in_every_state),
   TEST(closed_by_a_completion),
+  TEST(of_a_section_in_order_but_for_the_cancelled),
+  TEST(the_last_thread_stays_for_what_is_held),
+  TEST(closed_with_some_held),
   TEST(refusals),
   TEST(many_completions_wake_once),
 };
