@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Streams, addresses, servers and connecting, with the system calls behind them failing and giving little at a time. */
-/* wrap: read send sendmsg write writev accept4 connect socket close unlink */
+/* wrap: read recv send sendmsg write writev accept4 connect socket close unlink */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -40,6 +40,12 @@ static void no_faults(void) {
 ssize_t __real_read(int fd, void *buf, size_t n);
 ssize_t __wrap_read(int fd, void *buf, size_t n);
 ssize_t __wrap_read(int fd, void *buf, size_t n) { return fails(&on_read) ? -1 : __real_read(fd, buf, least(&on_read, n)); }
+
+ssize_t __real_recv(int fd, void *buf, size_t n, int flags);
+ssize_t __wrap_recv(int fd, void *buf, size_t n, int flags);
+ssize_t __wrap_recv(int fd, void *buf, size_t n, int flags) {
+  return fails(&on_read) ? -1 : __real_recv(fd, buf, least(&on_read, n), flags);
+}
 
 ssize_t __real_send(int fd, const void *buf, size_t n, int flags);
 ssize_t __wrap_send(int fd, const void *buf, size_t n, int flags);
@@ -254,6 +260,24 @@ static void test_adopt(Loop *l) {
   CHECK_EQ(aio_stream_adopt(&s, dgram, true), -EINVAL);
   close(file);
   close(dgram);
+}
+
+/* Whoever shares a socket may have made it block: that is the file's, not the descriptor's. */
+static void test_made_to_block(Loop *l) {
+  (void)l;
+  AioStream r, w;
+  char buf[4096] = {0};
+  const AioPiece v[] = {{buf, sizeof buf}, {buf, sizeof buf}};
+  no_faults();
+  pair_open(&r, &w, true);
+  CHECK_EQ(fcntl(r.fd, F_SETFL, fcntl(r.fd, F_GETFL) & ~O_NONBLOCK), 0);
+  CHECK_EQ(fcntl(w.fd, F_SETFL, fcntl(w.fd, F_GETFL) & ~O_NONBLOCK), 0);
+  CHECK_EQ(aio_stream_read(&r, buf, sizeof buf), -EAGAIN);
+  int64_t n;
+  while ((n = aio_stream_write(&w, v, 2)) > 0) {}
+  CHECK_EQ(n, -EAGAIN);
+  CHECK_EQ(aio_stream_write(&w, v, 1), -EAGAIN);
+  pair_close(&r, &w);
 }
 
 static int tried;
@@ -534,7 +558,8 @@ static void test_connect_closed(Loop *l) {
 
 static const Test tests[] = {
   TEST_POLL(test_bytes), TEST_POLL(test_faults), TEST_POLL(test_chunk_adapts), TEST_POLL(test_no_sigpipe), TEST_POLL(test_adopt),
-  TEST(test_may_try), TEST(test_watch_again), TEST_POLL(test_addresses), TEST_POLL(test_accept), TEST_POLL(test_paths),
+  TEST_POLL(test_made_to_block), TEST(test_may_try), TEST(test_watch_again), TEST_POLL(test_addresses),
+  TEST_POLL(test_accept), TEST_POLL(test_paths),
   TEST(test_connect), TEST(test_connect_slow), TEST(test_connect_closed),
 };
 

@@ -55,12 +55,12 @@ static bool is_mine(const void *address) {
 /* ---- what is to fail ---- */
 
 /* A call, and what it fails with. */
-#define CALLS(X) X(read, ECONNRESET) X(write, EIO) X(writev, EIO) X(send, ENOBUFS) X(sendmsg, ENOBUFS) X(accept4, EMFILE)    \
-  X(socket, EMFILE) X(socketpair, EMFILE) X(connect, ENETUNREACH) X(bind, EACCES) X(listen, EADDRINUSE) X(shutdown, ENOTCONN) \
-  X(epoll_create1, EMFILE) X(epoll_ctl, ENOMEM) X(epoll_wait, EINTR) X(eventfd, EMFILE) X(pipe2, EMFILE) X(fcntl, ENOMEM)    \
-  X(getsockopt, ENOBUFS) X(setsockopt, ENOBUFS) X(getsockname, ENOBUFS) X(getpeername, ENOBUFS) X(fstat, ENOMEM)             \
-  X(lstat, ENOMEM) X(unlink, EACCES) X(poll, EINTR) X(ppoll, EINTR) X(close, EINTR) X(dup3, EMFILE) X(malloc, ENOMEM)        \
-  X(realloc, ENOMEM) X(calloc, ENOMEM) X(aligned_alloc, ENOMEM) X(pthread_create, EAGAIN)
+#define CALLS(X) X(read, ECONNRESET) X(recv, ECONNRESET) X(write, EIO) X(writev, EIO) X(send, ENOBUFS) X(sendmsg, ENOBUFS) \
+  X(accept4, EMFILE) X(socket, EMFILE) X(socketpair, EMFILE) X(connect, ENETUNREACH) X(bind, EACCES) X(listen, EADDRINUSE) \
+  X(shutdown, ENOTCONN) X(epoll_create1, EMFILE) X(epoll_ctl, ENOMEM) X(epoll_wait, EINTR) X(eventfd, EMFILE) \
+  X(pipe2, EMFILE) X(fcntl, ENOMEM) X(getsockopt, ENOBUFS) X(setsockopt, ENOBUFS) X(getsockname, ENOBUFS) \
+  X(getpeername, ENOBUFS) X(fstat, ENOMEM) X(lstat, ENOMEM) X(unlink, EACCES) X(poll, EINTR) X(ppoll, EINTR) X(close, EINTR) \
+  X(dup3, EMFILE) X(malloc, ENOMEM) X(realloc, ENOMEM) X(calloc, ENOMEM) X(aligned_alloc, ENOMEM) X(pthread_create, EAGAIN)
 
 enum {
 #define X(call, error) CALL_##call,
@@ -191,6 +191,13 @@ ssize_t read(int fd, void *buf, size_t n) {
   if (FAILS(read)) return -1;
   if (!CUT(fd)) return real(fd, buf, n);
   return hiccup(fd) ? -1 : real(fd, buf, one(n));
+}
+
+ssize_t recv(int fd, void *buf, size_t n, int flags) {
+  REAL(recv);
+  if (FAILS(recv)) return -1;
+  if (!CUT(fd)) return real(fd, buf, n, flags);
+  return hiccup(fd) ? -1 : real(fd, buf, one(n), flags);
 }
 
 ssize_t write(int fd, const void *buf, size_t n) {
