@@ -5,6 +5,7 @@ local socket = require "socket"
 local aio = require "aioloop"
 local fds = require "fds"
 local drivers = require "spec.support.drivers"
+local jobs = require "spec.support.jobs"
 
 local function nop() end
 
@@ -243,6 +244,22 @@ describe("a context inside another", function()
         inner:bh(note, "idle"):schedule_idle()
         d.wait(outer, function() return #log == 4 end)
         assert.same({ "schedule", "timer", "watch", "idle" }, log)
+      end)
+
+      it("is told of whatever other threads bring, on " .. backend, function()
+        local outer, inner, over = d.context(), drivers.context { backend = backend }, 0
+        outer:watch(inner, { read = function() inner:poll(false) end })
+        local function caller(n)
+          for i = 1, n do
+            assert(aio.work(jobs.same, i) == i)
+            over = over + 1
+          end
+        end
+        for tasks = 1, 4, 3 do -- one alone has nobody whose wake-up would do for its own
+          over = 0
+          for _ = 1, tasks do inner:spawn(caller, 100) end
+          d.wait(outer, function() return over == tasks * 100 end)
+        end
       end)
 
       it("sleeps as the outer one does, on " .. backend, function()
