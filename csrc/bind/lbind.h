@@ -467,10 +467,10 @@ static inline bool aioL_at_ease(const lua_State *L, const LTask *t) {
   return !t->ties || (!t->ties->flow.scopes && !t->ties->flow.wrap);
 }
 void aioL_check_flow(lua_State *L, LRuntime *rt); /* [-0, +0, e] aioL_checkpoint's, for all others */
-static inline void aioL_checkpoint(lua_State *L) {
-  LRuntime *rt = aioL_runtime(L);
+static inline void aioL_checkpoint_in(lua_State *L, LRuntime *rt) { /* [-0, +0, e] of who knows the runtime */
   if (!aioL_at_ease(L, rt->task)) aioL_check_flow(L, rt);
 }
+static inline void aioL_checkpoint(lua_State *L) { aioL_checkpoint_in(L, aioL_runtime(L)); }
 
 /* ---- lreport.c: who waits on what, where, and who made it ---- */
 

@@ -3,8 +3,9 @@
  *
  * Way      get -> an item: taken; none: ticket in the queue's getters -> put -> the item is laid aside for the first of
  *          them -> its ticket -> results. put on a full queue: the same the other way round
- * Owner    userdata, which every waiter has on its stack. A queue's items are in a table, its user value 1: in a ring, from 1 on,
- *          and at the address of a ticket what is laid aside for it, or what it waits to put.
+ * Owner    userdata, which every waiter has on its stack. A queue's items are in a ring: its user values, for those cost
+ *          least, or, when they have been too many for that, the elements of a table. That is user value 1, and has at the
+ *          address of a ticket what is laid aside for it, or what it waits to put.
  * Keep     first come, first served; an item that was given to one who will never take it goes back. */
 #include "lbind.h"
 
@@ -13,54 +14,81 @@
 
 static int yes(lua_State *L) { return lua_pushboolean(L, 1), 1; }
 
-enum { FIRST_SIZE = 16 };
+enum { TABLE = 1, RING, RING_SIZE = 16, RING_MOST = 64 }; /* user values: the first of the ring; how many of them */
 
 typedef struct LQueue {
   const void *mark; /* see aioL_test */
+  LRuntime *rt;
   AioLink getters, putters;
   uint64_t head, tail;  /* counts of items; item i of them is in the ring */
   uint64_t size;        /* of the ring: a power of two */
   lua_Integer capacity; /* -1: none */
   bool closed;
+  bool tabled;          /* the ring is in the table */
 } LQueue;
 
 static LQueue *check_queue(lua_State *L) { return aioL_check(L, 1, L_QUEUE); }
 static lua_Integer count(const LQueue *q) { return (lua_Integer)(q->tail - q->head); }
-static lua_Integer place(const LQueue *q, uint64_t i) { return (lua_Integer)(1 + (i & (q->size - 1))); }
-static void push_items(lua_State *L) { lua_getiuservalue(L, 1, 1); } /* [-0, +1, -] of the queue at 1 */
+static int place(const LQueue *q, uint64_t i) { return (int)(i & (q->size - 1)); }
 
-/* The same of the ticket's queue, which is on no stack here. false: it is being collected, or gone. */
-static bool find_items(lua_State *L, const LTicket *tk) { /* [-0, +1 or 0, -] */
-  lua_rawgeti(L, LUA_REGISTRYINDEX, tk->c->rt->objects);
-  if (lua_rawgetp(L, -1, tk->op) != LUA_TUSERDATA) return lua_pop(L, 2), false;
-  lua_getiuservalue(L, -1, 1);
-  lua_replace(L, -3);
-  lua_pop(L, 1);
-  return true;
+/* Of the ring of the queue at 1. */
+static int load(lua_State *L, const LQueue *q, uint64_t i) { /* [-0, +1, -] returns the type */
+  if (!q->tabled) return lua_getiuservalue(L, 1, RING + place(q, i));
+  lua_getiuservalue(L, 1, TABLE);
+  int type = lua_rawgeti(L, -1, 1 + place(q, i));
+  lua_replace(L, -2);
+  return type;
 }
 
-/* Twice the ring: those that had wrapped around, and do no more, are where they were and where they belong until all are. */
-static void grow(lua_State *L, LQueue *q, int items) { /* [-0, +0, m] */
-  LQueue bigger = *q;
-  bigger.size = 2 * q->size;
-  for (int pass = 0; pass < 2; pass++) {
-    for (uint64_t i = q->head; i != q->tail; i++) {
-      if (place(q, i) == place(&bigger, i)) continue;
-      pass == 0 ? (void)lua_rawgeti(L, items, place(q, i)) : lua_pushnil(L);
-      lua_rawseti(L, items, pass == 0 ? place(&bigger, i) : place(q, i));
-    }
-    q->size = pass == 0 ? q->size : bigger.size;
+static void store(lua_State *L, const LQueue *q, uint64_t i) { /* [-1, +0, m] what is on top */
+  if (!q->tabled) {
+    lua_setiuservalue(L, 1, RING + place(q, i));
+    return;
   }
+  lua_getiuservalue(L, 1, TABLE);
+  lua_insert(L, -2);
+  lua_rawseti(L, -2, 1 + place(q, i));
+  lua_pop(L, 1);
 }
 
-/* stack: ..., item. At the end. */
-static void append(lua_State *L, LQueue *q, int items) { /* [-1, +0, m] */
-  if ((uint64_t)count(q) == q->size) grow(L, q, items);
-  lua_rawseti(L, items, place(q, q->tail));
+static void forget(lua_State *L, const LQueue *q, uint64_t i) { /* [-0, +0, -] there is a place for it already */
+  lua_pushnil(L);
+  store(L, q, i);
+}
+
+/* Twice the ring, in the table. What had to be copied stands in both places until all of it does: memory may run out. */
+static void grow(lua_State *L, LQueue *q) { /* [-0, +0, m] of the queue at 1 */
+  LQueue old = *q, bigger = *q;
+  bigger.size = 2 * q->size;
+  bigger.tabled = true;
+  for (uint64_t i = q->head; i != q->tail; i++) {
+    if (old.tabled && place(&old, i) == place(&bigger, i)) continue;
+    load(L, &old, i);
+    store(L, &bigger, i);
+  }
+  *q = bigger;
+  for (uint64_t i = q->head; i != q->tail; i++)
+    if (!old.tabled || place(&old, i) != place(q, i)) forget(L, &old, i);
+}
+
+/* stack: queue, ..., item. At the end. */
+static void append(lua_State *L, LQueue *q) { /* [-1, +0, m] */
+  if ((uint64_t)count(q) == q->size) grow(L, q);
+  store(L, q, q->tail);
   q->tail++;
 }
 
-/* stack: items -> items, value */
+static void push_table(lua_State *L) { lua_getiuservalue(L, 1, TABLE); } /* [-0, +1, -] of the queue at 1 */
+
+/* The ticket's queue, which is on no stack here. false: it is being collected, or gone. */
+static bool find_queue(lua_State *L, const LTicket *tk) { /* [-0, +1 or 0, -] */
+  lua_rawgeti(L, LUA_REGISTRYINDEX, tk->c->rt->objects);
+  if (lua_rawgetp(L, -1, tk->op) != LUA_TUSERDATA) return lua_pop(L, 2), false;
+  lua_replace(L, -2);
+  return true;
+}
+
+/* stack: table -> table, value */
 static void take_aside(lua_State *L, const LTicket *tk) {
   lua_rawgetp(L, -1, tk);
   lua_pushnil(L);
@@ -68,25 +96,25 @@ static void take_aside(lua_State *L, const LTicket *tk) {
 }
 
 static int get_results(lua_State *L, LTicket *tk) {
-  push_items(L);
+  push_table(L);
   take_aside(L, tk);
   return 1;
 }
 
-/* stack: items, ticket (light). The item goes back to the front, or to another getter that waits. */
+/* stack: queue, ticket (light). The item goes back to the front, or to another getter that waits. */
 static int put_back(lua_State *L) {
   LTicket *tk = lua_touserdata(L, 2);
   LQueue *q = tk->op;
   LTicket *next = aioL_ticket_first(&q->getters);
-  lua_settop(L, 1);
+  push_table(L);
   take_aside(L, tk);
   if (lua_isnil(L, -1)) return 0; /* another queue in the place of a collected one */
   if (next) {
-    lua_rawsetp(L, 1, next);
+    lua_rawsetp(L, -2, next);
     aioL_take_later(next, L_DONE, 0);
   } else {
-    if ((uint64_t)count(q) == q->size) grow(L, q, 1);
-    lua_rawseti(L, 1, place(q, q->head - 1));
+    if ((uint64_t)count(q) == q->size) grow(L, q);
+    store(L, q, q->head - 1);
     q->head--;
   }
   return 0;
@@ -95,7 +123,7 @@ static int put_back(lua_State *L) {
 static void get_revoke(lua_State *L, LTicket *tk) {
   if (!lua_checkstack(L, 8)) return;
   lua_pushcfunction(L, put_back);
-  if (!find_items(L, tk)) {
+  if (!find_queue(L, tk)) {
     lua_pop(L, 1);
     return;
   }
@@ -107,9 +135,10 @@ static void put_leave(LTicket *tk) { /* what it waited to put is forgotten, unle
   LContext *c = tk->c;
   lua_State *L = c->L ? c->L : c->rt->main;
   if (list_linked(&tk->link)) list_unlink(&tk->link);
-  if (!lua_checkstack(L, 8) || !find_items(L, tk)) return;
+  if (!lua_checkstack(L, 8) || !find_queue(L, tk)) return;
+  lua_getiuservalue(L, -1, TABLE);
   take_aside(L, tk);
-  lua_pop(L, 2);
+  lua_pop(L, 3);
 }
 
 static const LWaitOps get_ops = {.name = "queue:get", .results = get_results, .revoke = get_revoke};
@@ -123,12 +152,14 @@ static int mod_queue(lua_State *L) {
   lua_Integer capacity = luaL_optinteger(L, 1, -1);
   luaL_argcheck(L, capacity >= 0 || lua_isnoneornil(L, 1), 1, "the capacity cannot be negative");
   LRuntime *rt = aioL_runtime(L);
-  LQueue *q = lua_newuserdatauv(L, sizeof *q, 1);
-  *q = (LQueue){.size = FIRST_SIZE, .capacity = capacity};
+  uint64_t size = RING_SIZE;
+  while (capacity <= RING_MOST && (lua_Integer)size < capacity) size *= 2;
+  LQueue *q = lua_newuserdatauv(L, sizeof *q, RING - 1 + (int)size);
+  *q = (LQueue){.rt = rt, .size = size, .capacity = capacity};
   list_init(&q->getters);
   list_init(&q->putters);
-  lua_createtable(L, FIRST_SIZE, 0);
-  lua_setiuservalue(L, -2, 1);
+  lua_newtable(L);
+  lua_setiuservalue(L, -2, TABLE);
   aioL_know(L, q);
   return aioL_set_class(L, rt, L_QUEUE), 1;
 }
@@ -141,62 +172,67 @@ static int mod_queue(lua_State *L) {
 static int queue_put(lua_State *L) {
   LQueue *q = check_queue(L);
   luaL_argcheck(L, !lua_isnoneornil(L, 2), 2, "a queue holds no nil");
-  int64_t timeout = aioL_opt_ns(L, 3);
-  if (lua_gettop(L) != 2) lua_settop(L, 2);
-  aioL_checkpoint(L);
+  int64_t timeout = AIO_FOREVER;
+  if (lua_gettop(L) > 2) timeout = aioL_opt_ns(L, 3), lua_settop(L, 2);
+  aioL_checkpoint_in(L, q->rt);
   if (q->closed) return aioL_closed(L);
   LTicket *tk = aioL_ticket_first(&q->getters);
-  push_items(L);
-  lua_pushvalue(L, 2); /* stack: queue, value, items, value */
+  if (!tk && (q->capacity < 0 || count(q) < q->capacity)) {
+    append(L, q);
+    return yes(L);
+  }
+  push_table(L);
   if (tk) {
-    lua_rawsetp(L, 3, tk);
-    aioL_take_later(tk, L_DONE, 0);
-  } else if (q->capacity < 0 || count(q) < q->capacity) {
-    append(L, q, 3);
-  } else if (timeout <= 0) {
-    return aioL_timed_out(L);
-  } else {
-    tk = aioL_ticket(L, aioL_current(L), &put_ops);
     lua_pushvalue(L, 2);
     lua_rawsetp(L, 3, tk);
-    tk->op = q;
-    list_append(&q->putters, &tk->link);
-    return aioL_wait(L, tk, timeout);
+    aioL_take_later(tk, L_DONE, 0);
+    return yes(L);
   }
-  return yes(L);
+  if (timeout <= 0) return aioL_timed_out(L);
+  tk = aioL_ticket(L, aioL_current(L), &put_ops);
+  lua_pushvalue(L, 2);
+  lua_rawsetp(L, 3, tk);
+  tk->op = q;
+  list_append(&q->putters, &tk->link);
+  return aioL_wait(L, tk, timeout);
 }
 
-/* stack: queue, ..., items. Who waits to put may put now. */
-static void refill(lua_State *L, LQueue *q) {
-  LTicket *tk = aioL_ticket_first(&q->putters);
-  if (!tk || count(q) >= q->capacity) return;
-  lua_rawgetp(L, -1, tk);
-  append(L, q, lua_gettop(L) - 1);
-  aioL_take_later(tk, L_DONE, 0);
+/* stack: queue, ... The first item leaves, and who waits to put may put. What can raise comes first. `collectable`: it keeps
+ * something alive until its place is written over. */
+static void leave_first(lua_State *L, LQueue *q, LTicket *putter, bool collectable) { /* [-0, +0, m] */
+  bool full = (uint64_t)count(q) == q->size; /* the place of the next is that of the first */
+  if (putter && count(q) > q->capacity) putter = NULL; /* items have come back */
+  if (putter) {
+    push_table(L);
+    lua_rawgetp(L, -1, putter);
+    store(L, q, q->tail);
+    lua_pop(L, 1);
+    q->tail++;
+  }
+  if (collectable && !(full && putter)) forget(L, q, q->head);
+  q->head++;
+  if (putter) aioL_take_later(putter, L_DONE, 0);
 }
 
 /* stack: queue, ... -> the first item */
-static bool take_first(lua_State *L, LQueue *q) { /* [-0, +n, m] the item is on top */
-  LTicket *tk = aioL_ticket_first(&q->putters);
-  if (!count(q) && !tk) return false;
-  push_items(L);
+static bool take_first(lua_State *L, LQueue *q) { /* [-0, +1 or 0, m] */
+  LTicket *putter = aioL_ticket_first(&q->putters);
   if (count(q)) {
-    if (lua_rawgeti(L, -1, place(q, q->head)) > LUA_TNUMBER) { /* else it keeps nothing alive, and will be written over */
-      lua_pushnil(L);
-      lua_rawseti(L, -3, place(q, q->head));
-    }
-    q->head++;
-    if (tk) lua_insert(L, -2), refill(L, q), lua_pop(L, 1);
+    int type = load(L, q, q->head);
+    leave_first(L, q, putter, type > LUA_TNUMBER);
+  } else if (putter) {
+    push_table(L);
+    lua_rawgetp(L, -1, putter);
+    lua_replace(L, -2);
+    aioL_take_later(putter, L_DONE, 0);
   } else {
-    lua_rawgetp(L, -1, tk);
-    lua_remove(L, -2);
-    aioL_take_later(tk, L_DONE, 0);
+    return false;
   }
   return true;
 }
 
 static int get(lua_State *L, LQueue *q, int64_t timeout) {
-  aioL_checkpoint(L);
+  aioL_checkpoint_in(L, q->rt);
   if (take_first(L, q)) return 1;
   if (q->closed) return aioL_closed(L);
   if (timeout <= 0) return aioL_timed_out(L);

@@ -381,6 +381,42 @@ describe("queue", function()
       end)
     end
 
+    -- Its ring is of 16 or 64, and grows to 128; what has been taken is to be collected.
+    for _, case in ipairs { { 1, 3 }, { 1, 40 }, { 17, 80 }, { 60, 10 }, { 100, 50 } } do
+      local capacity, back = table.unpack(case)
+      it(("that holds %d has %d items back, and nobody puts before they are gone"):format(capacity, back), function()
+        local ctx, q, getters = d.context(), aio.queue(capacity), {}
+        local weak = setmetatable({}, { __mode = "v" })
+        for i = 1, back do
+          getters[i] = coroutine.create(function() q:get() end)
+          ctx:co_schedule(getters[i])
+        end
+        run(d, ctx, function()
+          aio.yield()
+          for i = 1, back + capacity do
+            weak[i] = { i }
+            assert.is_true(q:put(weak[i], 0))
+          end
+          assert.equal(capacity, #q)
+          for i = 1, back do assert.is_true(coroutine.close(getters[i])) end
+          local putter, got = ctx:spawn(q.put, q, "last"), {}
+          aio.yield()
+          for i = 1, back + capacity do
+            assert.equal(back + capacity + (i > back + 1 and 1 or 0), #q + i - 1)
+            got[i] = q:get(0)[1]
+          end
+          for i = 1, capacity do assert.equal(back + i, got[back + i]) end
+          table.sort(got) -- those that are back may be in any order
+          for i = 1, back do assert.equal(i, got[i]) end
+          assert.equal("last", q:get(0))
+          assert.same({ true, true }, { putter:join() })
+          collectgarbage()
+          collectgarbage()
+          assert.is_nil(next(weak))
+        end)
+      end)
+    end
+
     it("closed tells all who wait", function()
       local ctx, full, empty = d.context(), aio.queue(1), aio.queue()
       full:put "first"
