@@ -25,7 +25,8 @@ glib_libs   = $(shell pkg-config --libs glib-2.0)
 warnings = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes $(if $(WERROR),-Werror)
 # gcc inlines across files. The objects hold plain code, too, which the C tests are linked from.
 lto     := $(if $(SAN),,$(if $(findstring Free Software Foundation,$(shell $(CC) --version 2>/dev/null)),-flto=auto -ffat-lto-objects))
-compile  = $(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) -fPIC -fvisibility=hidden -pthread $(warnings) $(SAN) -MMD -MP -MT $@
+# Every second line calls Lua: without a stub in between (-fno-plt).
+compile  = $(CC) -std=c11 -D_GNU_SOURCE $(CFLAGS) -fPIC -fno-plt -fvisibility=hidden -pthread $(warnings) $(SAN) -MMD -MP -MT $@
 link     = -pthread $(SAN) -Wl,-z,nodelete -ldl
 
 core_objects := $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/core/*.c))

@@ -164,6 +164,25 @@ static int mod_queue(lua_State *L) {
   return aioL_set_class(L, rt, L_QUEUE), 1;
 }
 
+/* stack: queue, value. Somebody waits for it, or it is to wait for a place. */
+static int put_otherwise(lua_State *L, LQueue *q, int64_t timeout) {
+  LTicket *tk = aioL_ticket_first(&q->getters);
+  if (!tk && timeout <= 0) return aioL_timed_out(L);
+  push_table(L);
+  if (tk) {
+    lua_pushvalue(L, 2);
+    lua_rawsetp(L, 3, tk);
+    aioL_take_later(tk, L_DONE, 0);
+    return yes(L);
+  }
+  tk = aioL_ticket(L, aioL_current(L), &put_ops);
+  lua_pushvalue(L, 2);
+  lua_rawsetp(L, 3, tk);
+  tk->op = q;
+  list_append(&q->putters, &tk->link);
+  return aioL_wait(L, tk, timeout);
+}
+
 /*** Puts a value at the end; waits while the queue is full.
 @function queue:put
 @param value not nil
@@ -176,25 +195,9 @@ static int queue_put(lua_State *L) {
   if (lua_gettop(L) > 2) timeout = aioL_opt_ns(L, 3), lua_settop(L, 2);
   aioL_checkpoint_in(L, q->rt);
   if (q->closed) return aioL_closed(L);
-  LTicket *tk = aioL_ticket_first(&q->getters);
-  if (!tk && (q->capacity < 0 || count(q) < q->capacity)) {
-    append(L, q);
-    return yes(L);
-  }
-  push_table(L);
-  if (tk) {
-    lua_pushvalue(L, 2);
-    lua_rawsetp(L, 3, tk);
-    aioL_take_later(tk, L_DONE, 0);
-    return yes(L);
-  }
-  if (timeout <= 0) return aioL_timed_out(L);
-  tk = aioL_ticket(L, aioL_current(L), &put_ops);
-  lua_pushvalue(L, 2);
-  lua_rawsetp(L, 3, tk);
-  tk->op = q;
-  list_append(&q->putters, &tk->link);
-  return aioL_wait(L, tk, timeout);
+  if (!list_empty(&q->getters) || (uint64_t)count(q) >= (uint64_t)q->capacity) return put_otherwise(L, q, timeout);
+  append(L, q);
+  return yes(L);
 }
 
 /* stack: queue, ... The first item leaves, and who waits to put may put. What can raise comes first. `collectable`: it keeps
