@@ -22,6 +22,7 @@ typedef struct LQueue {
   AioLink getters, putters;
   uint64_t head, tail;  /* counts of items; item i of them is in the ring */
   uint64_t size;        /* of the ring: a power of two */
+  uint64_t back;        /* so many of the first have come back */
   lua_Integer capacity; /* -1: none */
   bool closed;
   bool tabled;          /* the ring is in the table */
@@ -101,6 +102,15 @@ static int get_results(lua_State *L, LTicket *tk) {
   return 1;
 }
 
+/* stack: queue, ..., item. To the front, but behind those that have come back before: they were given before. */
+static void prepend(lua_State *L, LQueue *q) { /* [-1, +0, m] */
+  if ((uint64_t)count(q) == q->size) grow(L, q);
+  for (uint64_t i = 0; i < q->back; i++) load(L, q, q->head + i), store(L, q, q->head + i - 1);
+  store(L, q, q->head + q->back - 1);
+  q->head--;
+  q->back++;
+}
+
 /* stack: queue, ticket (light). The item goes back to the front, or to another getter that waits. */
 static int put_back(lua_State *L) {
   LTicket *tk = lua_touserdata(L, 2);
@@ -113,9 +123,7 @@ static int put_back(lua_State *L) {
     lua_rawsetp(L, -2, next);
     aioL_take_later(next, L_DONE, 0);
   } else {
-    if ((uint64_t)count(q) == q->size) grow(L, q);
-    store(L, q, q->head - 1);
-    q->head--;
+    prepend(L, q);
   }
   return 0;
 }
@@ -214,6 +222,7 @@ static void leave_first(lua_State *L, LQueue *q, LTicket *putter, bool collectab
   }
   if (collectable && !(full && putter)) forget(L, q, q->head);
   q->head++;
+  if (q->back) q->back--;
   if (putter) aioL_take_later(putter, L_DONE, 0);
 }
 

@@ -399,15 +399,12 @@ describe("queue", function()
           end
           assert.equal(capacity, #q)
           for i = 1, back do assert.is_true(coroutine.close(getters[i])) end
-          local putter, got = ctx:spawn(q.put, q, "last"), {}
+          local putter = ctx:spawn(q.put, q, "last")
           aio.yield()
           for i = 1, back + capacity do
             assert.equal(back + capacity + (i > back + 1 and 1 or 0), #q + i - 1)
-            got[i] = q:get(0)[1]
+            assert.same({ i }, q:get(0))
           end
-          for i = 1, capacity do assert.equal(back + i, got[back + i]) end
-          table.sort(got) -- those that are back may be in any order
-          for i = 1, back do assert.equal(i, got[i]) end
           assert.equal("last", q:get(0))
           assert.same({ true, true }, { putter:join() })
           collectgarbage()
