@@ -17,7 +17,7 @@
 
 #ifdef AIO_HAVE_URING
 
-enum { ENTRIES = 128, LOOK_MS = 10 };
+enum { ENTRIES = 128, LOOK_MS = 10, LARGE = 128 << 10 };
 enum { WAITING, IN_RING, OVER }; /* an op's stage */
 
 typedef struct Uring {
@@ -37,6 +37,15 @@ typedef struct Uring {
 static AioFileOp *op_at(AioLink *l) { return container_of(l, AioFileOp, link); }
 
 /* ---- to the kernel ---- */
+
+/* What is in the page cache is copied by the thread that submits. So much is not too much to be copied in one call; what is
+ * large, and comes behind that, is left to the kernel's threads. */
+static bool overdone(const AioFileOp *op, size_t *copied) {
+  bool moves = op->kind == AIO_FILE_READ || op->kind == AIO_FILE_WRITE;
+  if (!moves || op->leg_len < LARGE || aio__file_goes_direct(op->file)) return false;
+  *copied += op->leg_len;
+  return *copied > INLINE_BYTES;
+}
 
 static void fill(struct io_uring_sqe *sqe, AioFileOp *op) {
   switch (op->kind) {
@@ -127,6 +136,7 @@ static void expect_answers(Uring *u) {
 
 static void flush(void *opaque) {
   Uring *u = opaque;
+  size_t copied = 0;
   while (!list_empty(&u->waiting) && u->used < u->places) {
     struct io_uring_sqe *sqe = next_sqe(u);
     if (!sqe) break;
@@ -134,6 +144,7 @@ static void flush(void *opaque) {
     list_unlink(&op->link);
     list_append(&u->fresh, &op->link);
     fill(sqe, op);
+    if (overdone(op, &copied)) sqe->flags |= IOSQE_ASYNC;
     op->stage = IN_RING;
     op->word = u->ring.sq.sqe_tail;
     u->used++;

@@ -682,6 +682,35 @@ describe("a large file", function()
   end)
 end)
 
+-- The kernel's threads show themselves among ours. Small pieces, however many, need none, unless the file system has
+-- them for all.
+it("what is large, beyond 1 MiB of a turn, is copied by the kernel's threads", function()
+  local script = [[
+    local aio, path = require "aioloop", %q
+    local file = assert(aio.open(path, "r", { engine = "io_uring" }))
+    if file:engine() ~= "io_uring" then print "none" os.exit(0, true) end
+    local function kernel_threads()
+      local pipe <close> = io.popen("cat /proc/$PPID/task/*/comm")
+      return select(2, pipe:read("a"):gsub("iou%%-wrk", "")) > 0
+    end
+    local function read(n, size)
+      local list = {}
+      for i = 1, n do list[i] = (i - 1) * size %% (2 << 20) end
+      aio.run(aio.map, list, function(at)
+        local data = assert(file:pread(size, at))
+        assert(#data == size and data:sub(1, 16) == "0123456789abcdef" and data:sub(-16) == "0123456789abcdef")
+      end)
+      return kernel_threads()
+    end
+    print(read(120, 65536), read(1, 1 << 20), read(8, 1 << 20))
+    os.exit(0, true)
+  ]]
+  folder:put("large", ("0123456789abcdef"):rep(1 << 17))
+  local got = child.run(script:format(folder:path "large"), 20, without_leaks)
+  assert.same({ 0, "" }, { got.code, got.err })
+  if got.out ~= "none\n" then assert.matches("^(%l+)\t%1\ttrue\n$", got.out) end
+end)
+
 -- ---- the end of a state ------------------------------------------------------------------------------------
 
 describe("the end of a state with files at work", function()
