@@ -156,8 +156,9 @@ local function new_waiter(row, kind, phase, cell)
     cell.first = table.pack(pcall(call))
     cell.second = table.pack(pcall(aio.yield))
     if cell.first[1] and (cell.kept or row.late) then
-      expect(row, o, table.pack(table.unpack(cell.first, 2, cell.first.n)))
-      if row.undo then aio.shield(row.undo, o) end
+      local fine, wrong = pcall(expect, row, o, table.pack(table.unpack(cell.first, 2, cell.first.n)))
+      if not fine then cell.wrong = wrong end
+      if fine and row.undo then aio.shield(row.undo, o) end
     end
     if row.leave then row.leave(o) end
     cell.over, cell.task = true, nil
@@ -177,6 +178,7 @@ end
 
 -- The waiter itself has looked at a result that it kept.
 local function check_results(row, kind, cell)
+  if cell.wrong then error(cell.wrong, 0) end
   local kept = cell.kept or row.late
   local first = cell.first
   if kept then
