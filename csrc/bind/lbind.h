@@ -405,6 +405,8 @@ int aioL_to_piece(lua_State *L, const AioInput *in, size_t from, const AioWant *
 
 /* ---- lsocket.c: what sockets of all kinds have in common ---- */
 
+/* [-0, +0, v] At idx is a table, without fields of other names; it may have that many places in a list. */
+void aioL_check_names(lua_State *L, int idx, lua_Unsigned places, const char *const names[]);
 bool aioL_field(lua_State *L, int idx, const char *name);        /* [-0, +1, -] of a table, raw; false: nil */
 bool aioL_bool_field(lua_State *L, int idx, const char *name, bool value); /* [-0, +0, v] value: if it is absent */
 int64_t aioL_opt_timeout(lua_State *L, int idx);                 /* [-0, +0, v] the field of a table, or of nil */

@@ -313,7 +313,9 @@ static int mod_context(lua_State *L) {
     lua_settop(L, 0);
     lua_newtable(L);
   }
-  luaL_checktype(L, 1, LUA_TTABLE);
+  static const char *const names[] = {"name", "backend", "clock", "poll_max_ns", "poll_grow", "poll_shrink", "shuffle",
+                                      "ring_entries", "aio_batch", NULL};
+  aioL_check_names(L, 1, 0, names);
   lua_settop(L, 1);
   opts.poll_max_ns = ns_field(L, "poll_max_ns");
   opts.poll_grow = ns_field(L, "poll_grow");
@@ -344,7 +346,8 @@ static int mod_context(lua_State *L) {
 @tparam table parameters max_ns (0: off), grow (factor, 0: 2), shrink (divisor, 0: to nothing) */
 static int ctx_set_polling(lua_State *L) {
   LContext *c = aioL_context(L, 1);
-  luaL_checktype(L, 2, LUA_TTABLE);
+  static const char *const names[] = {"max_ns", "grow", "shrink", NULL};
+  aioL_check_names(L, 2, 0, names);
   lua_settop(L, 2);
   lua_insert(L, 1); /* stack: parameters, context */
   int64_t max = ns_field(L, "max_ns"), grow = ns_field(L, "grow"), shrink = ns_field(L, "shrink");

@@ -168,7 +168,8 @@ static int mod_open(lua_State *L) {
   bool direct = false;
   lua_settop(L, 3);
   if (!lua_isnil(L, 3)) {
-    luaL_checktype(L, 3, LUA_TTABLE);
+    static const char *const names[] = {"engine", "direct", "perm", NULL};
+    aioL_check_names(L, 3, 0, names);
     engine = check_engine(L, 3);
     perm = check_permissions(L, 3);
     lua_getfield(L, 3, "direct");

@@ -354,20 +354,35 @@ static LReading *reading(lua_State *L, LStream *s, size_t n, size_t more) { /* [
   return s->reading;
 }
 
-static void check_delim(lua_State *L, int idx, AioWant *w) { /* [-0, +3, v] the table at idx; the delimiter stays on top */
-  lua_Integer max = -1;
-  lua_getfield(L, idx, "keep");
-  int type = lua_getfield(L, idx, "max"), whole = 0;
-  if (type == LUA_TNUMBER) max = lua_tointegerx(L, -1, &whole);
-  luaL_argcheck(L, type == LUA_TNIL || whole, idx, "max must be a number of bytes");
-  if (type != LUA_TNIL) max = (lua_Integer)aioL_count(L, idx, max);
-  type = lua_getfield(L, idx, "until_");
-  *w = (AioWant){.kind = AIO_WANT_DELIM, .limit = max < 0 ? SIZE_MAX : (size_t)max, .keep = lua_toboolean(L, -3)};
-  if (type == LUA_TSTRING) w->delim = lua_tolstring(L, -1, &w->delim_len);
+static size_t check_max(lua_State *L, int idx) { /* [-0, +0, v] on top */
+  int whole = 0;
+  lua_Integer max = lua_type(L, -1) == LUA_TNUMBER ? lua_tointegerx(L, -1, &whole) : 0;
+  luaL_argcheck(L, whole, idx, "max must be a number of bytes");
+  return aioL_count(L, idx, max);
+}
+
+/* Goes through the table at idx once: it may come with every read. The delimiter stays on top. */
+static void check_delim(lua_State *L, int idx, AioWant *w) { /* [-0, +1, v] */
+  static const char *const names[] = {"until_", "max", "keep", NULL};
+  *w = (AioWant){.kind = AIO_WANT_DELIM, .limit = SIZE_MAX};
+  lua_pushnil(L);
+  int delim = lua_gettop(L);
+  for (lua_pushnil(L); lua_next(L, idx); lua_pop(L, 1)) {
+    const char *name = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "";
+    if (!strcmp(name, "until_"))
+      lua_copy(L, -1, delim);
+    else if (!strcmp(name, "max"))
+      w->limit = check_max(L, idx);
+    else if (!strcmp(name, "keep"))
+      w->keep = lua_toboolean(L, -1);
+    else
+      aioL_check_names(L, idx, 0, names); /* raises */
+  }
+  if (lua_type(L, delim) == LUA_TSTRING) w->delim = lua_tolstring(L, delim, &w->delim_len);
   luaL_argcheck(L, w->delim_len, idx, "until_ must be a string of at least one byte");
 }
 
-static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0 or 3, v] */
+static void check_format(lua_State *L, int idx, AioWant *w) { /* [-0, +0 or 1, v] */
   if (lua_type(L, idx) == LUA_TTABLE)
     check_delim(L, idx, w);
   else
@@ -383,7 +398,7 @@ static void check_formats(lua_State *L, LStream *s) { /* [-0, +n, v] */
   AioWant few[4], *wants = few;
   if (max) n = 1;
   if (n > 4) wants = lua_newuserdatauv(L, (size_t)n * sizeof *wants, 0);
-  luaL_checkstack(L, n < INT32_MAX / 3 - 8 ? 3 * n + 8 : INT32_MAX, "too many formats");
+  luaL_checkstack(L, n + 8, "too many formats");
   for (int i = 0; i < n; i++) check_format(L, i + 2, &wants[i]), more += wants[i].delim_len;
   if (max && wants->kind == AIO_WANT_NUMBER) luaL_argerror(L, 3, "a numeral has no maximum");
   if (max) wants->limit = limit;

@@ -117,7 +117,8 @@ static int mod_getaddrinfo(lua_State *L) {
   check_name(L, 1);
   check_name(L, 2);
   luaL_argcheck(L, !lua_isnil(L, 1) || !lua_isnil(L, 2), 1, "host and service cannot both be absent");
-  if (!lua_isnil(L, 3)) luaL_checktype(L, 3, LUA_TTABLE);
+  static const char *const names[] = {"family", "socktype", "passive", "canonname", NULL};
+  if (!lua_isnil(L, 3)) aioL_check_names(L, 3, 0, names);
   int family = check_option(L, "family", families), type = check_option(L, "socktype", types);
   bool passive = !lua_isnil(L, 3) && (lua_getfield(L, 3, "passive"), lua_toboolean(L, -1));
   bool canonical = !lua_isnil(L, 3) && (lua_getfield(L, 3, "canonname"), lua_toboolean(L, -1));

@@ -1,8 +1,36 @@
 /* SPDX-License-Identifier: MIT
  * What streams, servers and sockets of datagrams have in common: options in a table, ports, names, refusals. */
 #include <errno.h>
+#include <string.h>
 
 #include "lbind.h"
+
+/* Pushes "read, write, poll". */
+static const char *list_names(lua_State *L, const char *const names[]) { /* [-0, +1, m] */
+  luaL_Buffer b;
+  luaL_buffinit(L, &b);
+  for (int i = 0; names[i]; i++) {
+    if (i) luaL_addstring(&b, ", ");
+    luaL_addstring(&b, names[i]);
+  }
+  return luaL_pushresult(&b), lua_tostring(L, -1);
+}
+
+static bool is_one_of(const char *name, const char *const names[]) {
+  while (*names && strcmp(name, *names)) names++;
+  return *names;
+}
+
+void aioL_check_names(lua_State *L, int idx, lua_Unsigned places, const char *const names[]) {
+  luaL_checktype(L, idx, LUA_TTABLE);
+  for (lua_pushnil(L); lua_next(L, idx); lua_pop(L, 1)) {
+    int type = lua_type(L, -2);
+    if (type == LUA_TSTRING && is_one_of(lua_tostring(L, -2), names)) continue;
+    if (lua_isinteger(L, -2) && (lua_Unsigned)lua_tointeger(L, -2) - 1 < places) continue;
+    const char *what = type == LUA_TSTRING || type == LUA_TNUMBER ? luaL_tolstring(L, -2, NULL) : lua_typename(L, type);
+    luaL_argerror(L, idx, lua_pushfstring(L, "unknown option '%s'; there are %s", what, list_names(L, names)));
+  }
+}
 
 bool aioL_field(lua_State *L, int idx, const char *name) {
   lua_pushstring(L, name);
@@ -22,7 +50,8 @@ int64_t aioL_opt_timeout(lua_State *L, int idx) {
   if (lua_isnoneornil(L, idx)) return ns;
   luaL_checktype(L, idx, LUA_TTABLE);
   if (aioL_field(L, idx, "timeout")) {
-    luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER, idx, "timeout must be seconds");
+    bool number = lua_type(L, -1) == LUA_TNUMBER && lua_compare(L, -1, -1, LUA_OPEQ); /* not NaN */
+    luaL_argcheck(L, number, idx, "timeout must be seconds");
     ns = aioL_check_ns(L, lua_gettop(L));
   }
   return lua_pop(L, 1), ns;

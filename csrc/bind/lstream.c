@@ -103,7 +103,8 @@ static int seconds_field(lua_State *L, int idx, const char *name) { /* [-0, +0, 
 void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o) {
   *o = (AioSocketOptions){.backlog = 128, .reuseaddr = true, .nodelay = true, .keepalive = -1, .v6only = -1};
   if (lua_isnoneornil(L, idx)) return;
-  luaL_checktype(L, idx, LUA_TTABLE);
+  static const char *const names[] = {"backlog", "reuseaddr", "reuseport", "nodelay", "keepalive", "v6only", "timeout", NULL};
+  aioL_check_names(L, idx, 0, names);
   o->reuseaddr = aioL_bool_field(L, idx, "reuseaddr", true);
   o->reuseport = aioL_bool_field(L, idx, "reuseport", false);
   o->nodelay = aioL_bool_field(L, idx, "nodelay", true);
@@ -117,6 +118,14 @@ void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o) {
     o->backlog = (int)n;
   }
   lua_pop(L, 1);
+}
+
+/* check_options(options): raises. lua/aioloop/stream.lua says whose mistake that is. */
+static int mod_check_options(lua_State *L) {
+  AioSocketOptions o;
+  aioL_socket_options(L, 1, &o);
+  aioL_opt_timeout(L, 1);
+  return 0;
 }
 
 /*** Says how long an operation may wait, reading or writing, for all that it has to do: then it returns nil, "timeout", and
@@ -212,7 +221,8 @@ static void open_stream(lua_State *L, LRuntime *rt, int module) {
   static const luaL_Reg methods[] = {{"settimeout", stream_settimeout}, {"setbound", stream_setbound},
     {"getpeername", stream_getpeername}, {"getsockname", stream_getsockname}, {"getfd", stream_getfd}, {"setfd", stream_setfd},
     {"close", stream_close}, {"__close", stream_close}, {"__gc", stream_close}, {"__tostring", stream_text}, {NULL, NULL}};
-  static const luaL_Reg functions[] = {{"pipe", mod_pipe}, {"socketpair", mod_socketpair}, {"stream", mod_stream}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"pipe", mod_pipe}, {"socketpair", mod_socketpair}, {"stream", mod_stream},
+                                       {"check_options", mod_check_options}, {NULL, NULL}};
   aioL_class(L, rt, L_STREAM, methods);
   lua_rawgeti(L, LUA_REGISTRYINDEX, rt->meta_ref[L_STREAM]);
   aioL_functions(L, rt, aioL_read_methods);

@@ -73,8 +73,10 @@ static void fire(void *opaque) {
 
 /* stack: context, options, ...; leaves: context, function, arguments */
 static AioClock take_options(lua_State *L, AioClock clock) {
+  static const char *const names[] = {"clock", NULL};
   luaL_argexpected(L, lua_istable(L, 2), 2, "function");
   int n = (int)lua_rawlen(L, 2);
+  aioL_check_names(L, 2, (lua_Unsigned)n, names);
   lua_settop(L, 2);
   if (lua_getfield(L, 2, "clock") != LUA_TNIL) {
     luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING, 2, "clock must be a string");

@@ -53,6 +53,9 @@ static int interface_of(lua_State *L, int arg) {
 }
 
 static int check_options(lua_State *L, int idx, AioDatagramOptions *o) { /* [-0, +0, v] 0, or -errno */
+  static const char *const names[] = {"family", "broadcast", "reuseaddr", "reuseport", "v6only", "ttl", "multicast_ttl",
+                                      "multicast_loop", "multicast_interface", "sndbuf", "rcvbuf", "timeout", NULL};
+  aioL_check_names(L, idx, 0, names);
   o->broadcast = flag_field(L, idx, "broadcast");
   o->reuseaddr = flag_field(L, idx, "reuseaddr");
   o->reuseport = flag_field(L, idx, "reuseport");

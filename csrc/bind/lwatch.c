@@ -100,8 +100,8 @@ static bool on_test(void *opaque) {
 
 /* stack: ..., callbacks table at `idx`. Checks everything before anything is changed. */
 static void check_callbacks(lua_State *L, int idx) {
-  static const char *const names[] = {"read", "write", "poll"};
-  luaL_checktype(L, idx, LUA_TTABLE);
+  static const char *const names[] = {"read", "write", "poll", NULL};
+  aioL_check_names(L, idx, 0, names);
   for (int i = 0; i < 3; i++) {
     int type = lua_getfield(L, idx, names[i]);
     if (type != LUA_TNIL && type != LUA_TFUNCTION) luaL_error(L, "%s must be a function", names[i]);

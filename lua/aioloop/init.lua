@@ -19,7 +19,8 @@ local function load(file)
   error(module, 0)
 end
 
--- These files are read when they are first needed: reading them all would take longer than all the rest.
+-- These files are read when something of theirs is first asked for: all of them would take longer than all the rest.
+local places = {}
 for file, names in pairs {
   ["aioloop.combine"] = { "gather", "race", "map", "from_callback" },
   ["aioloop.report"] = { "tasks", "dump", "dump_on" },
@@ -27,14 +28,7 @@ for file, names in pairs {
   ["aioloop.stream"] = { "connect", "listen", "pipe", "socketpair", "stream" },
   ["aioloop.udp"] = { "udp" },
 } do
-  for _, name in ipairs(names) do
-    aio[name] = function(...)
-      local module, message, errno = load(file)
-      if not module then return nil, message, errno end
-      aio[name] = module[name] -- an error of its own says where it was called
-      return aio[name](...)
-    end
-  end
+  for _, name in ipairs(names) do places[name] = file end
 end
 
 aio.glib_iterate = nil -- see aioloop.glib
@@ -46,11 +40,22 @@ aio.call = nil -- aio(fn, ...) is aio.run(fn, ...)
 --- The version of this module.
 aio.version = "0.1.0"
 
--- A module of its own, read when it is first needed.
 local function find(_, name)
-  if name ~= "socket" then return nil end
-  aio.socket = require "aioloop.socket"
-  return aio.socket
+  local file = places[name]
+  if not file then
+    if name == "socket" then aio.socket = require "aioloop.socket" end -- a module of its own
+    return rawget(aio, name)
+  end
+  local module, message, errno = load(file)
+  if not module then return function() return nil, message, errno end end
+  aio[name] = module[name]
+  return aio[name]
 end
 
-return setmetatable(aio, { __call = call, __index = find })
+-- Whoever wants to see all that there is.
+local function list()
+  for name in pairs(places) do local _ = aio[name] end
+  return next, aio, nil
+end
+
+return setmetatable(aio, { __call = call, __index = find, __pairs = list })

@@ -6,9 +6,9 @@
 local core = require "aioloop.core"
 
 local M, stream, server = core.streams()
-local connect_to, listen_at = M.connect_to, M.listen_at
+local connect_to, listen_at, check_table = M.connect_to, M.listen_at, M.check_options
 local open_tls = M.tls
-M.connect_to, M.listen_at, M.tls = nil, nil, nil
+M.connect_to, M.listen_at, M.check_options, M.tls = nil, nil, nil, nil
 
 local function check_self(self, kind, name)
   if core.type(self) == kind then return end
@@ -16,9 +16,9 @@ local function check_self(self, kind, name)
 end
 
 local function check_options(options, idx, name)
-  if options ~= nil and type(options) ~= "table" then
-    error(("bad argument #%d to '%s' (table expected, got %s)"):format(idx, name, type(options)), 3)
-  end
+  if options == nil then return end
+  local fine, message = pcall(check_table, options)
+  if not fine then error(message:gsub("#1 to '.-'", ("#%d to '%s'"):format(idx, name), 1), 3) end
 end
 
 local function check_host(host, port, name)
@@ -55,9 +55,6 @@ function M.connect(host, port, options)
     check_host(host, port, "connect")
   end
   local timeout = options and rawget(options, "timeout")
-  if timeout ~= nil and type(timeout) ~= "number" then
-    error(("bad argument #%d to 'connect' (timeout must be seconds)"):format(port and 3 or 2), 2)
-  end
   local fn = port == nil and connect_to or connect_host
   if timeout == nil then
     if port == nil then return connect_to(host, options) end

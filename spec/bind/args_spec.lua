@@ -52,3 +52,67 @@ describe("whatever it is given, it comes back:", function()
     end
   end)
 end)
+
+describe("a table of options", function()
+  local aio = require "aioloop"
+
+  local function readable()
+    local reader, writer = aio.pipe()
+    writer:close()
+    return reader
+  end
+
+  -- Each takes a table: its name, which argument that is, and what calls it (no tail call: the caller is named).
+  local calls = {
+    { "context", 1, function(options) return (aio.context(options)) end },
+    { "set_polling", 1, function(options) return (aio.default():set_polling(options)) end },
+    { "watch", 2, function(options) return (aio.default():watch(0, options)) end },
+    { "timer", 1, function(options) return (aio.default():timer(options)) end },
+    { "listen", 3, function(options) return (aio.listen("127.0.0.1", 0, options)) end },
+    { "listen", 2, function(options) return (aio.listen("@options", options)) end },
+    { "connect", 3, function(options) return (aio.connect("127.0.0.1", 1, options)) end },
+    { "connect", 2, function(options) return (aio.connect("@options", options)) end },
+    { "udp", 1, function(options) return (aio.udp(options)) end },
+    { "getaddrinfo", 3, function(options) return (aio.getaddrinfo("127.0.0.1", nil, options)) end },
+    { "open", 3, function(options) return (aio.open("/dev/null", "r", options)) end },
+    { "read", 1, function(options) return (readable():read(options)) end },
+  }
+  for _, call in ipairs(calls) do
+    local name, arg, fn = table.unpack(call)
+    it(("of %s, argument %d, knows its names"):format(name, arg), function()
+      for _, wrong in ipairs { "nmae", 9, true } do
+        local ok, err = pcall(fn, { [wrong] = false })
+        assert.is_false(ok)
+        local what = wrong == true and "boolean" or wrong
+        local said = ("args_spec.lua:%%d+: bad argument #%d to '%s' %%(unknown option '%s'; there are %%l")
+        assert.matches(said:format(arg, name, what), err)
+      end
+    end)
+  end
+
+  it("may have its function and arguments in a list, if it is a timer's", function()
+    local ctx <close> = assert(aio.context())
+    local seen
+    ctx:timer({ clock = "boottime", function(...) seen = { n = select("#", ...), ... } end, 1, "two" }):arm(0)
+    ctx:run()
+    assert.same({ n = 2, 1, "two" }, seen)
+    local ok, err = pcall(ctx.timer, ctx, { print, [3] = "beyond a hole" })
+    assert.is_false(ok)
+    assert.matches("unknown option '3'", err)
+  end)
+end)
+
+describe("what the module has", function()
+  it("is all seen by pairs, and nothing else", function()
+    local there, count = {}, 0
+    for name, value in pairs(require "aioloop") do
+      there[name], count = value, count + 1
+    end
+    for name in ("connect udp open gather dump run context"):gmatch "%l+" do
+      assert.equal("function", type(there[name]), name)
+      assert.equal(require "aioloop"[name], there[name])
+    end
+    assert.is_true(count > 50)
+    assert.is_nil(require "aioloop".nothing)
+  end)
+end)
