@@ -198,11 +198,10 @@ typedef struct AioWatch {
   AioLink link;      /* ready list */
   AioContext *ctx;   /* NULL: closed */
   AioFn *ready;
-  AioTestFn *test;   /* busy polling's question "is there something?", or NULL */
   void *opaque;
-  AioLink testers;   /* context's list of watches with a test */
   int fd;
   uint8_t dir;
+  bool tested : 1;   /* has a test */
   int16_t lost;      /* set before `ready` is called for the last time: -EBADF, the fd was closed behind our back; -errno:
                       * the kernel has no room for it any more, and the fd is what it was */
   bool nests;        /* set after opening: a turn inside of `ready` may call it again, which else it is spared */

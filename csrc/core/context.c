@@ -69,7 +69,6 @@ int aio_context_new(AioContext **out, const AioOptions *opts) {
   list_init(&ctx->idle);
   list_init(&ctx->woken);
   list_init(&ctx->fd_ready);
-  list_init(&ctx->testers);
   list_init(&ctx->defer_runs);
   ctx->wake_at = &ctx->woken;
   ctx->shuffle = opts->shuffle;

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "internal.h"
@@ -76,6 +77,24 @@ static int grow_table(AioContext *ctx, int fd) {
   return rc;
 }
 
+static int room_for_tester(AioContext *ctx) {
+  return aio__grow((void **)&ctx->testers, &ctx->testers_cap, ctx->ntesters + 1, sizeof *ctx->testers);
+}
+
+static void add_tester(AioContext *ctx, AioWatch *w, AioTestFn *test) {
+  ctx->testers[ctx->ntesters++] = (AioTester){w, test};
+  w->tested = true;
+}
+
+static void remove_tester(AioContext *ctx, AioWatch *w) {
+  uint32_t i = 0;
+  while (ctx->testers[i].w != w) i++;
+  memmove(&ctx->testers[i], &ctx->testers[i + 1], (--ctx->ntesters - i) * sizeof *ctx->testers);
+  if (i < ctx->next_tester) ctx->next_tester--;
+  if (ctx->asked == w) ctx->asked = NULL;
+  w->tested = false;
+}
+
 static void attach(AioWatch *w, AioContext *ctx, AioFdEntry *e) {
   e->w[w->dir] = w;
   w->ctx = ctx;
@@ -84,21 +103,22 @@ static void attach(AioWatch *w, AioContext *ctx, AioFdEntry *e) {
 }
 
 int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque) {
-  *w = (AioWatch){.ready = ready, .test = test, .opaque = opaque, .fd = fd, .dir = (uint8_t)dir};
+  *w = (AioWatch){.ready = ready, .opaque = opaque, .fd = fd, .dir = (uint8_t)dir};
   if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
   if (fd < 0) return -EBADF;
   if ((uint32_t)fd >= ctx->nfds) {
     if (fcntl(fd, F_GETFD) < 0) return -errno; /* before a table is grown for a number out of the blue */
     if (grow_table(ctx, fd) < 0) return -ENOMEM;
   }
+  if (test && room_for_tester(ctx) < 0) return -ENOMEM;
   AioFdEntry *e = &ctx->fds[fd];
   unsigned before = wanted(e);
   int rc = ctx->mon->update(ctx, fd, before | wanted_bit[dir], true);
   if (rc < 0) return rc;
   if (rc > 0) lose_both(ctx, e, -EBADF);
   if (e->w[dir]) return -EEXIST;
+  if (test) add_tester(ctx, w, test);
   w->gen = e->gen;
-  if (test) list_append(&ctx->testers, &w->testers);
   attach(w, ctx, e);
   return 0;
 }
@@ -131,9 +151,7 @@ int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *rea
 
 static void detach(AioWatch *w) {
   if (list_linked(&w->link)) list_unlink(&w->link);
-  if (w->ctx->next_tester == &w->testers) w->ctx->next_tester = w->testers.next;
-  if (w->ctx->tested == w) w->ctx->tested = NULL;
-  if (list_linked(&w->testers)) list_unlink(&w->testers);
+  if (w->tested) remove_tester(w->ctx, w);
   w->ctx->nwatches--;
   w->ctx = NULL;
 }
@@ -281,21 +299,21 @@ bool aio__fds_run(AioContext *ctx) {
   return progress;
 }
 
-/* A test is only to look, but nobody can keep it from closing watches: detach moves the cursor on. */
+/* A test is only to look, but nobody can keep it from opening and closing watches: the cursor follows. */
 bool aio__fds_test(AioContext *ctx) {
   bool found = false;
-  if (ctx->next_tester) return false; /* a nested turn asks nobody */
-  for (AioLink *l = ctx->testers.next; l != &ctx->testers; l = ctx->next_tester) {
-    AioWatch *w = container_of(l, AioWatch, testers);
-    ctx->next_tester = l->next;
-    ctx->tested = w;
-    bool may_ask = !w->lost && !(ctx->fds[w->fd].busy & 1 << w->dir);
-    if (!may_ask || !w->test(w->opaque) || ctx->tested != w) continue; /* closed by its own test: no longer there */
-    make_ready(ctx, w);
+  if (ctx->asking) return false; /* a nested turn asks nobody */
+  ctx->asking = true;
+  for (ctx->next_tester = 0; ctx->next_tester < ctx->ntesters;) {
+    AioTester t = ctx->testers[ctx->next_tester++];
+    ctx->asked = t.w;
+    bool may_ask = !t.w->lost && !(ctx->fds[t.w->fd].busy & 1 << t.w->dir);
+    if (!may_ask || !t.test(t.w->opaque) || ctx->asked != t.w) continue; /* closed by its own test: no longer there */
+    make_ready(ctx, t.w);
     found = true;
   }
-  ctx->tested = NULL;
-  ctx->next_tester = NULL;
+  ctx->asked = NULL;
+  ctx->asking = false;
   return found;
 }
 
@@ -308,4 +326,6 @@ void aio__fds_drop(AioContext *ctx) {
   ctx->nfds = 0;
   ctx->pollfds = aio__realloc(ctx->pollfds, 0);
   ctx->pollfds_cap = 0;
+  ctx->testers = aio__realloc(ctx->testers, 0);
+  ctx->testers_cap = 0;
 }

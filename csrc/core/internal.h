@@ -32,6 +32,12 @@ typedef struct AioFdEntry {
   uint8_t masked;   /* 1 << AioDir: left out of `kernel` until its handler has returned */
 } AioFdEntry;
 
+/* Of a watch: is there something, which the fd need not know yet? */
+typedef struct AioTester {
+  AioWatch *w;
+  AioTestFn *test;
+} AioTester;
+
 /* A backend. It reports what it finds through aio__fd_found and the notifier through ctx->notifier_fired. */
 typedef struct AioFdMon {
   const char *name;
@@ -127,9 +133,12 @@ struct AioContext {
   const AioFdMon *mon;
   AioFdEntry *fds;               /* by fd number */
   uint32_t nfds;
-  AioLink fd_ready, testers;     /* watches */
-  AioLink *next_tester;          /* while the tests are asked: where to go on */
-  AioWatch *tested;
+  AioLink fd_ready;              /* watches */
+  AioTester *testers;
+  uint32_t ntesters, testers_cap;
+  uint32_t next_tester;          /* while the tests are asked: where to go on */
+  bool asking;
+  AioWatch *asked;               /* NULL: none, or closed meanwhile */
   uint32_t fd_seq, nwatches;
   unsigned skipped;              /* turns since the kernel was asked */
   uint32_t suspects;             /* so many of the watched fds are not verified since others' code ran; more: all */
