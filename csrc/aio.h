@@ -196,15 +196,16 @@ typedef enum AioDir { AIO_READ, AIO_WRITE } AioDir;
 
 typedef struct AioWatch {
   AioLink link;      /* ready list */
-  AioContext *ctx;   /* NULL: closed */
+  AioContext *ctx;   /* where it is open, or was last */
   AioFn *ready;
   void *opaque;
   int fd;
   uint8_t dir;
+  bool open : 1;
   bool tested : 1;   /* has a test */
+  bool nests : 1;    /* set after opening: a turn inside of `ready` may call it again, which else it is spared */
   int16_t lost;      /* set before `ready` is called for the last time: -EBADF, the fd was closed behind our back; -errno:
                       * the kernel has no room for it any more, and the fd is what it was */
-  bool nests;        /* set after opening: a turn inside of `ready` may call it again, which else it is spared */
   uint32_t seq;
   uint32_t gen;      /* of the registration that it had */
 } AioWatch;
@@ -215,14 +216,14 @@ typedef struct AioWatch {
  * -EEXIST: the direction has a watch; -EPERM: an fd that cannot be watched, such as a regular file; -EBADF, -ELOOP,
  * -ENOMEM, -ENOSPC, -ESHUTDOWN. */
 int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque);
-/* The same for a watch that was open before on the same fd, and is all zero at first: while the kernel still has its
- * registration, nothing is asked of it. -EBADF also when it is known that the number is another file's by now; where it
+/* The same for a watch that was open before on the same fd, and is all zero at first: while ctx is the same and the kernel
+ * still has its registration, nothing is asked of it. -EBADF also when it is known that the number is another file's by now; where it
  * is not known yet, the watch is lost soon. */
 int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque);
 void aio_watch_close(AioWatch *w);
 /* Calls `ready` in this turn or the next, whether the fd is ready or not. */
 void aio_watch_stir(AioWatch *w);
-static inline bool aio_watch_is_open(const AioWatch *w) { return w->ctx != NULL; }
+static inline bool aio_watch_is_open(const AioWatch *w) { return w->open; }
 
 /* An event notifier: an eventfd, or a non-blocking pipe where there is none. */
 typedef struct AioNotifier {

@@ -209,9 +209,15 @@ struct LTicket {
   int at;               /* aio.suspend, when it is over: its results are above this place of the stack */
   uint32_t since;       /* ms, coarse: when the wait began */
   uint8_t outcome;
-  bool polls;           /* of no task: waits by polling */
+  bool polls : 1;       /* of no task: waits by polling */
+  bool timed : 1;       /* has a timer */
   AioTimer timer;       /* timeout, or the sleep itself */
 };
+
+static inline void aioL_ticket_untime(LTicket *tk) {
+  if (tk->timed && tk->c->core) aio_timer_disarm(&tk->timer);
+  tk->timed = false;
+}
 
 /* Opens a ticket for the caller, which must then set up its operation and call aioL_wait. Raises where waiting is
  * impossible. Pushes one value, which keeps the ticket alive. */
@@ -262,8 +268,6 @@ typedef struct LTies {
  * bottom of its thread's stack. */
 struct LTask {
   LContext *c;
-  AioCo co;
-  LTicket ticket;
   lua_State *L;
   LTies *ties;        /* NULL: none */
   union {
@@ -278,6 +282,8 @@ struct LTask {
   uint8_t raised;     /* how often a cancel was raised in it, up to 2 */
   bool unref : 1, keep : 1, adopted : 1, joined : 1, cancelled : 1;
   bool willed : 1;    /* has a will */
+  AioCo co;
+  LTicket ticket;
 };
 
 static inline LTask *aioL_task_of(LTicket *tk) { return tk->polls ? NULL : container_of(tk, LTask, ticket); }

@@ -133,14 +133,12 @@ static void on_readable(void *opaque) {
 int aioL_read_wait(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops, AioFn *ready) {
   uint16_t uses = s->uses;
   LTicket *tk = aioL_ticket(L, c, ops);
-  if (s->watched != c->core) s->watch = (AioWatch){.ctx = NULL};
   int rc = s->s.fd < 0 ? -ESHUTDOWN : s->reader || s->uses != uses ? -EBUSY : 0; /* a finaliser, just now */
   if (rc == 0) rc = aioL_read_watch(s, c->core, ready);
   if (rc < 0) {
     aioL_ticket_drop(tk);
     return aioL_stream_unwatchable(L, s, rc);
   }
-  s->watched = c->core;
   s->reader = tk;
   tk->op = s;
   return aioL_wait(L, tk, s->timeout);

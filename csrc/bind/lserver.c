@@ -21,7 +21,6 @@ typedef struct LServer {
   AioListener l;
   AioWatch watch;
   AioTimer timer;     /* ends a pause */
-  const AioContext *watched;
   AioLink acceptors;  /* tickets */
   LContext *c;        /* of those who wait; NULL: nobody */
   int64_t pause;      /* ns of the last one, while there was no success since */
@@ -73,8 +72,6 @@ static void tell(LContext *c, int rc) {
 static void on_ready(void *opaque);
 
 static int watch(LServer *s, LContext *c) {
-  if (s->watched != c->core) s->watch = (AioWatch){.ctx = NULL};
-  s->watched = c->core;
   int rc = aio_watch_again(&s->watch, c->core, s->l.fd, AIO_READ, on_ready, s);
   s->watch.nests = true; /* who has got one may poll until the next has, too */
   return rc;

@@ -9,16 +9,15 @@
 
 typedef struct LStream {
   const void *mark; /* see aioL_test */
-  AioStream s;
-  AioWatch watch;            /* of who waits to read */
-  const AioContext *watched; /* where it was last open */
   LTicket *reader;           /* who reads, until its results have been fetched */
-  struct LReading *reading;  /* what it wants, if that is pieces; memory for the next one when nobody reads */
   struct LOut *out;          /* what is to be written; NULL: nothing */
   int64_t timeout;           /* of each operation */
   uint32_t bound;            /* so many bytes may be queued without waiting */
   uint16_t uses;             /* counts changes of the input */
   int16_t write_error;       /* -errno: a part of what was to be written is lost */
+  AioStream s;
+  AioWatch watch;            /* of who waits to read */
+  struct LReading *reading;  /* what it wants, if that is pieces; memory for the next one when nobody reads */
 } LStream;
 
 /* ---- ltls.c ---- */

@@ -329,7 +329,7 @@ bool aioL_mutex_retake(LTicket *tk, LOutcome outcome) {
   LHold *h = tk->op;
   LLock *m = h->lock;
   list_unlink(&tk->link);
-  if (tk->c->core) aio_timer_disarm(&tk->timer);
+  aioL_ticket_untime(tk);
   if (list_empty(&m->queue) && compatible(m, WRITE)) {
     hold(h, aioL_task_of(tk), WRITE);
     tk->at = LOCKED;

@@ -12,7 +12,6 @@ typedef struct LArrival LArrival; /* a datagram that has been received */
 /* Those who wait to receive, or to send. */
 typedef struct LSide {
   AioWatch watch;
-  const AioContext *watched; /* where it was last open */
   AioLink waiting;           /* tickets, first come first served */
   LContext *c;               /* theirs; NULL: nobody waits */
 } LSide;

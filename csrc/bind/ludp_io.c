@@ -66,8 +66,6 @@ static void leave_side(LSide *side, LTicket *tk) {
 }
 
 static int watch(LUdp *s, LSide *side, LContext *c, AioDir dir, AioFn *ready) {
-  if (side->watched != c->core) side->watch = (AioWatch){.ctx = NULL};
-  side->watched = c->core;
   int rc = aio_watch_again(&side->watch, c->core, s->d.fd, dir, ready, s);
   side->watch.nests = true; /* who is served may poll until the next one has been, too */
   return rc;

@@ -158,8 +158,6 @@ int aioL_eof(lua_State *L) { return luaL_pushfail(L), lua_pushliteral(L, "eof"),
 
 /* ---- tickets ---- */
 
-static void on_timeout(void *opaque) { aioL_take(opaque, L_TIMEOUT, 0); }
-
 LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
   LTask *t = c->rt->task;
   LTicket *tk;
@@ -179,16 +177,16 @@ LTicket *aioL_ticket(lua_State *L, LContext *c, const LWaitOps *ops) {
   aioL_check_open(L, c); /* a finaliser may have closed it just now */
   tk->c = c;
   tk->polls = !t;
+  tk->timed = false;
   tk->ops = ops;
   tk->outcome = L_PENDING;
   tk->link = (AioLink){NULL, NULL};
   tk->since = aio_clock_coarse_ms();
-  aio_timer_init(&tk->timer, c->core, c->clock, on_timeout, tk);
   return tk;
 }
 
 void aioL_ticket_drop(LTicket *tk) {
-  if (!tk->c->closed) aio_timer_disarm(&tk->timer);
+  aioL_ticket_untime(tk);
   tk->ops = NULL;
 }
 
@@ -202,7 +200,7 @@ bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err) {
   if (tk->ops->settle && !tk->ops->settle(tk, outcome)) return false;
   tk->outcome = (uint8_t)outcome;
   tk->err = err;
-  if (tk->c->core) aio_timer_disarm(&tk->timer);
+  aioL_ticket_untime(tk);
   if (tk->ops->leave)
     tk->ops->leave(tk);
   else if (list_linked(&tk->link))
@@ -275,9 +273,19 @@ static int poll_until_taken(lua_State *L, LTicket *tk) {
   return luaL_error(L, "deadlock: %s waits and nothing is left that could end it", name);
 }
 
+static void time_is_up(void *opaque) { aioL_take(opaque, L_TIMEOUT, 0); }
+
+/* What happens at a ticket's time; when that is, its clock tells. */
+static AioTimer *timer_of(LTicket *tk, AioFn *fn) {
+  aio_timer_init(&tk->timer, tk->c->core, tk->c->clock, fn, tk);
+  tk->timed = true;
+  return &tk->timer;
+}
+
 int aioL_wait(lua_State *L, LTicket *tk, int64_t timeout_ns) {
   if (timeout_ns != AIO_FOREVER && tk->outcome == L_PENDING) {
-    int rc = aio_timer_arm(&tk->timer, aioL_after(aio_timer_now(&tk->timer), timeout_ns));
+    AioTimer *timer = timer_of(tk, time_is_up);
+    int rc = aio_timer_arm(timer, aioL_after(aio_timer_now(timer), timeout_ns));
     if (rc < 0 && aioL_take_quietly(tk, L_FAILED, rc)) { /* else it goes on to wait for what it must have before */
       aioL_ticket_drop(tk);
       luaL_error(L, "not enough memory");
@@ -304,7 +312,6 @@ static void sleep_over(void *opaque) { aioL_take(opaque, L_DONE, 0); }
 static const LWaitOps sleep_ops = {.name = "aio.sleep"};
 
 static int sleep_at(lua_State *L, LTicket *tk, int64_t deadline) {
-  tk->timer.fn = sleep_over;
   if (aio_timer_arm(&tk->timer, deadline) < 0) {
     aioL_ticket_drop(tk);
     return luaL_error(L, "not enough memory");
@@ -319,7 +326,7 @@ static int sleep_at(lua_State *L, LTicket *tk, int64_t deadline) {
 static int wait_sleep(lua_State *L) {
   int64_t ns = aioL_check_ns(L, 1);
   LTicket *tk = aioL_ticket(L, aioL_current(L), &sleep_ops);
-  return sleep_at(L, tk, aioL_after(aio_timer_now(&tk->timer), ns));
+  return sleep_at(L, tk, aioL_after(aio_timer_now(timer_of(tk, sleep_over)), ns));
 }
 
 /*** Suspends the caller until a point in time.
@@ -329,6 +336,7 @@ static int wait_sleep(lua_State *L) {
 static int wait_sleep_until(lua_State *L) {
   int64_t ns = aioL_check_ns(L, 1);
   LTicket *tk = aioL_ticket(L, aioL_current(L), &sleep_ops);
+  timer_of(tk, sleep_over);
   return sleep_at(L, tk, ns);
 }
 

@@ -16,11 +16,11 @@
 enum { UV_READ = 1, UV_WRITE, UV_POLL, UV_OBJECT, UVS = UV_OBJECT };
 
 typedef struct LWatch {
-  AioWatch w[2]; /* by AioDir */
   LContext *c;   /* NULL: closed */
   int fd;
   uint32_t slot;
   bool unref, counted;
+  AioWatch w[2]; /* by AioDir */
 } LWatch;
 
 static bool active(const LWatch *w) {

@@ -98,6 +98,7 @@ static void remove_tester(AioContext *ctx, AioWatch *w) {
 static void attach(AioWatch *w, AioContext *ctx, AioFdEntry *e) {
   e->w[w->dir] = w;
   w->ctx = ctx;
+  w->open = true;
   ctx->nwatches++;
   aio__kick(ctx);
 }
@@ -125,7 +126,7 @@ int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *read
 
 /* The registration that it had is there still: so the number is still the file's, unless somebody else has closed it. */
 static bool still_registered(const AioContext *ctx, const AioWatch *w, int fd, AioDir dir) {
-  if (w->fd != fd || !w->gen || (uint32_t)fd >= ctx->nfds) return false;
+  if (w->ctx != ctx || w->fd != fd || !w->gen || (uint32_t)fd >= ctx->nfds) return false;
   const AioFdEntry *e = &ctx->fds[fd];
   return e->gen == w->gen && e->in_kernel && e->kernel & wanted_bit[dir] && !e->w[dir];
 }
@@ -133,7 +134,7 @@ static bool still_registered(const AioContext *ctx, const AioWatch *w, int fd, A
 /* Without a registration to trust; where files are told apart, one that has come in place of another is found at once. One
  * that cannot be watched is another in any case. */
 static int open_anew(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque) {
-  uint32_t was = w->fd == fd ? w->gen : 0;
+  uint32_t was = w->ctx == ctx && w->fd == fd ? w->gen : 0;
   int rc = aio_watch_open(w, ctx, fd, dir, ready, NULL, opaque);
   if (rc == -EPERM && was) return -EBADF;
   if (rc < 0 || !was || !ctx->mon->tells_files || w->gen == was) return rc;
@@ -153,12 +154,12 @@ static void detach(AioWatch *w) {
   if (list_linked(&w->link)) list_unlink(&w->link);
   if (w->tested) remove_tester(w->ctx, w);
   w->ctx->nwatches--;
-  w->ctx = NULL;
+  w->open = false;
 }
 
 void aio_watch_close(AioWatch *w) {
   AioContext *ctx = w->ctx;
-  if (!ctx) return;
+  if (!w->open) return;
   AioFdEntry *e = &ctx->fds[w->fd];
   bool registered = e->w[w->dir] == w;
   if (registered) {
@@ -321,7 +322,7 @@ void aio__fds_drop(AioContext *ctx) {
   while (!list_empty(&ctx->fd_ready)) detach(container_of(ctx->fd_ready.next, AioWatch, link)); /* the lost among them */
   for (uint32_t fd = 0; fd < ctx->nfds; fd++)
     for (int dir = AIO_READ; dir <= AIO_WRITE; dir++)
-      if (ctx->fds[fd].w[dir] && ctx->fds[fd].w[dir]->ctx) detach(ctx->fds[fd].w[dir]);
+      if (ctx->fds[fd].w[dir] && ctx->fds[fd].w[dir]->open) detach(ctx->fds[fd].w[dir]);
   ctx->fds = aio__realloc(ctx->fds, 0);
   ctx->nfds = 0;
   ctx->pollfds = aio__realloc(ctx->pollfds, 0);
