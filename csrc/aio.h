@@ -145,6 +145,8 @@ int aio_co_schedule(AioCo *co, const char *who);
 /* Enters co: at once outside of coroutines, after the running coroutine has yielded or ended inside of one, through
  * aio_co_schedule from any other thread. Constant C stack, however long the chain. [any] */
 int aio_co_wake(AioCo *co, const char *who);
+/* The same, but inside of a coroutine not before all others that are due in this turn. */
+int aio_co_wake_last(AioCo *co, const char *who);
 const char *aio_co_scheduled_by(const AioCo *co);
 /* For an enter function, as the last thing that it does with its coroutine: the opaque of the one that is to be entered next,
  * which is then the running one, if it is entered by fn, too; NULL: return. Saves the way back to the loop and up again. */

@@ -230,6 +230,7 @@ int aioL_wait_in(lua_State *L, AioLink *queue, const LWaitOps *ops, void *op, in
 /* The first to take an open ticket decides its outcome and wakes the waiter; false: it was gone. */
 bool aioL_take(LTicket *tk, LOutcome outcome, int err);
 bool aioL_take_later(LTicket *tk, LOutcome outcome, int err);   /* the same, but the waiter never runs within this call */
+bool aioL_take_last(LTicket *tk, LOutcome outcome, int err);    /* and not before the others that are due in this turn */
 bool aioL_take_quietly(LTicket *tk, LOutcome outcome, int err); /* the same without waking */
 void aioL_take_all(AioLink *queue, LOutcome outcome, int err);  /* of a queue of tickets; later, too */
 /* For an operation that need not wait now: a cancelled caller does not get that far. Raises as aioL_ticket. */
@@ -328,6 +329,7 @@ int aioL_task_wake(lua_State *L), aioL_task_traceback(lua_State *L), aioL_task_i
 extern const LWaitOps aioL_suspend_ops;
 void aioL_wake_task(LTask *t, const char *who);      /* its wait is over: enters or schedules it */
 void aioL_wake_later(LTask *t, const char *who);     /* the same, never within this call */
+void aioL_wake_last(LTask *t, const char *who);      /* behind the others that are due in this turn */
 void aioL_revive(lua_State *L, LTask *t);            /* [-0, +0, m] what runs or waits is anchored and counted, also if it is adopted */
 
 /* ---- lpool.c: what a thread of the pool, or the kernel, does for a waiter; lparcel.c, lpack.c, lunpack.c: values on their way to another state ---- */

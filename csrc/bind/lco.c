@@ -38,10 +38,11 @@ bool aioL_dead(lua_State *co) {
   return status == LUA_OK ? !lua_gettop(co) && !lua_getstack(co, 0, &ar) : status != LUA_YIELD;
 }
 
+/* Who joins many that end in this turn goes on when all of them have. */
 static void take_joiners(LTask *t) {
   for (LTicket *tk; t->ties && (tk = aioL_ticket_first(&t->ties->joiners));) {
     t->joined = true;
-    aioL_take_later(tk, L_DONE, 0); /* leaves the list */
+    aioL_take_last(tk, L_DONE, 0); /* leaves the list */
   }
 }
 

@@ -136,7 +136,8 @@ static int join(lua_State *L, const LWaitOps *ops) {
   return aioL_wait(L, tk, timeout);
 }
 
-/*** Waits for the task's end. Any number of times, before or after it.
+/*** Waits for the task's end. Any number of times, before or after it. Whoever waits goes on in the turn in which it ends, when
+the others that are due have run: so one who joins many that end together waits once.
 @function task:join
 @number[opt] timeout seconds
 @return true and its results; false and its error; nil, "timeout" */

@@ -214,6 +214,12 @@ bool aioL_take(LTicket *tk, LOutcome outcome, int err) {
   return true;
 }
 
+bool aioL_take_last(LTicket *tk, LOutcome outcome, int err) {
+  if (!aioL_take_quietly(tk, outcome, err)) return false;
+  if (!tk->polls) aioL_wake_last(aioL_task_of(tk), tk->ops->name);
+  return true;
+}
+
 bool aioL_take_later(LTicket *tk, LOutcome outcome, int err) {
   if (!aioL_take_quietly(tk, outcome, err)) return false;
   if (!tk->polls) aioL_wake_later(aioL_task_of(tk), tk->ops->name);

@@ -62,6 +62,13 @@ void aioL_wake_later(LTask *t, const char *who) {
     aio_co_schedule(&t->co, who);
 }
 
+void aioL_wake_last(LTask *t, const char *who) {
+  if (t->c->rt->current == t->c)
+    aio_co_wake_last(&t->co, who);
+  else
+    aio_co_schedule(&t->co, who);
+}
+
 static void wake(lua_State *L, LTask *t, int n, const char *who) {
   LContext *c = t->c;
   LFrame f;

@@ -210,9 +210,12 @@ int64_t aio__bhs_timeout(AioContext *ctx) {
 
 static bool is_co(const AioBH *bh) { return atomic_load_explicit(&bh->flags, memory_order_relaxed) & BH_CO; }
 
-AioLink *aio__bhs_due_co(AioContext *ctx, uint32_t last) {
-  AioBH *bh = first(&ctx->ready);
-  return !list_empty(&ctx->ready) && is_co(bh) && (int32_t)(bh->seq - last) <= 0 ? &bh->link : NULL;
+bool aio__bhs_due(const AioContext *ctx) {
+  return !list_empty(&ctx->ready) && (int32_t)(first(&ctx->ready)->seq - ctx->bh_due) <= 0;
+}
+
+AioLink *aio__bhs_ready_co(AioContext *ctx) {
+  return !list_empty(&ctx->ready) && is_co(first(&ctx->ready)) ? ctx->ready.next : NULL;
 }
 
 void aio__bhs_take_co(AioCo *co) { set_own_flags(&co->bh, 0); }
@@ -258,16 +261,16 @@ bool aio__bhs_run(AioContext *ctx) {
   take_incoming(ctx);
   if (!list_empty(&ctx->idle)) promote_idle(ctx);
   aio__shuffle(ctx, &ctx->ready);
-  uint32_t last = ctx->bh_seq;
-  while (!list_empty(&ctx->ready)) {
+  ctx->bh_due = ctx->bh_seq;
+  while (aio__bhs_due(ctx)) {
     AioBH *bh = first(&ctx->ready);
-    if ((int32_t)(bh->seq - last) > 0) break;
     list_unlink(&bh->link);
     if (is_co(bh))
-      aio__bhs_take_co(container_of(bh, AioCo, bh)), aio__cos_run(ctx, container_of(bh, AioCo, bh), last), progress = true;
+      aio__bhs_take_co(container_of(bh, AioCo, bh)), aio__cos_run(ctx, container_of(bh, AioCo, bh)), progress = true;
     else
       progress |= run(ctx, bh);
   }
+  while (!list_empty(&ctx->last)) aio__woken_run(ctx);
   if (!list_empty(&ctx->idle)) run_idle(ctx);
   return progress;
 }

@@ -3,7 +3,7 @@
  *
  * Way      aio_co_schedule (bh.c) -> BH -> aio__cos_run -> enter; aio_co_wake -> `woken` -> the same loop. An enter function
  *          may ask aio_co_next for the next one itself: who has left a coroutine by longjmp returns dearly, for the
- *          processor has forgotten where to.
+ *          processor has forgotten where to. aio_co_wake_last -> `last` -> `woken`, when nobody else is due.
  * Threads  aio_co_schedule, aio_co_wake: any. Entering: home.
  * Owner    the caller; enter may free the object, so nothing touches it afterwards.
  * Keep     one loop enters one coroutine after the other, so a chain of wake-ups needs constant C stack. What a running
@@ -23,19 +23,18 @@ static void begin(AioContext *ctx, AioCo *co) {
   ctx->running = co;
 }
 
-static AioLink *due(AioContext *ctx, AioStretch *s) {
-  AioLink *l = aio__bhs_due_co(ctx, s->last);
-  if (l || !aio__next_round(ctx)) return l;
-  s->last = ctx->bh_seq;
-  return aio__bhs_due_co(ctx, s->last);
-}
+static AioLink *due(AioContext *ctx) { return aio__bhs_due(ctx) || aio__next_round(ctx) ? aio__bhs_ready_co(ctx) : NULL; }
 
 /* Who comes next, taken from its queue: somebody who was woken, or who is due in this turn; `fn`: if it is entered by that. */
 static AioCo *next(AioContext *ctx, AioFn *fn) {
   AioStretch *s = ctx->stretch;
   AioLink *l = ctx->woken.next;
   bool woken = l != &ctx->woken && --s->left > 0;
-  if (!woken && !(l = s->in_turn ? due(ctx, s) : NULL)) return NULL;
+  if (!woken && !(l = s->in_turn ? due(ctx) : NULL)) {
+    if (list_empty(&ctx->last) || aio__bhs_due(ctx)) return NULL;
+    list_append_all(&ctx->woken, &ctx->last);
+    return next(ctx, fn);
+  }
   AioCo *co = container_of(l, AioCo, bh.link);
   if (fn && co->bh.fn != fn) return NULL;
   list_unlink(l);
@@ -43,8 +42,8 @@ static AioCo *next(AioContext *ctx, AioFn *fn) {
   return co;
 }
 
-static void enter_all(AioContext *ctx, AioCo *co, bool in_turn, uint32_t last) {
-  AioStretch stretch = {.in_turn = in_turn, .last = last, .left = ENTRIES_AT_A_STRETCH}, *outer = ctx->stretch;
+static void enter_all(AioContext *ctx, AioCo *co, bool in_turn) {
+  AioStretch stretch = {.in_turn = in_turn, .left = ENTRIES_AT_A_STRETCH}, *outer = ctx->stretch;
   ctx->stretch = &stretch;
   aio_context_acquire(ctx);
   for (; co; co = next(ctx, NULL)) {
@@ -56,8 +55,8 @@ static void enter_all(AioContext *ctx, AioCo *co, bool in_turn, uint32_t last) {
   ctx->stretch = outer;
 }
 
-void aio__co_run(AioContext *ctx, AioCo *co) { enter_all(ctx, co, false, 0); }
-void aio__cos_run(AioContext *ctx, AioCo *co, uint32_t last) { enter_all(ctx, co, true, last); }
+void aio__co_run(AioContext *ctx, AioCo *co) { enter_all(ctx, co, false); }
+void aio__cos_run(AioContext *ctx, AioCo *co) { enter_all(ctx, co, true); }
 
 void *aio_co_next(AioContext *ctx, AioFn *fn) {
   ctx->running = NULL;
@@ -67,7 +66,10 @@ void *aio_co_next(AioContext *ctx, AioFn *fn) {
   return co->bh.opaque;
 }
 
+bool aio__cos_woken(const AioContext *ctx) { return !list_empty(&ctx->woken) || !list_empty(&ctx->last); }
+
 bool aio__woken_run(AioContext *ctx) {
+  list_append_all(&ctx->woken, &ctx->last);
   if (list_empty(&ctx->woken)) return false;
   AioLink *l = ctx->woken.next;
   list_unlink(l);
@@ -89,6 +91,15 @@ int aio_co_wake(AioCo *co, const char *who) {
   return 0;
 }
 
+int aio_co_wake_last(AioCo *co, const char *who) {
+  AioContext *ctx = co->bh.ctx;
+  if (!aio__is_home(ctx) || ctx->shuffle || !ctx->running) return aio_co_schedule(co, who);
+  if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
+  if (!aio__co_claim(co, who)) return -EALREADY;
+  list_append(&ctx->last, &co->bh.link);
+  return 0;
+}
+
 const char *aio_co_scheduled_by(const AioCo *co) { return atomic_load_explicit(&co->scheduled_by, memory_order_acquire); }
 AioCo *aio_co_running(const AioContext *ctx) { return ctx->running; }
 
@@ -100,6 +111,7 @@ void aio_co_close(AioCo *co) {
 }
 
 void aio__co_drop(AioContext *ctx) {
+  list_append_all(&ctx->woken, &ctx->last);
   while (!list_empty(&ctx->woken)) {
     AioLink *l = ctx->woken.next;
     list_unlink(l);

@@ -68,6 +68,7 @@ int aio_context_new(AioContext **out, const AioOptions *opts) {
   list_init(&ctx->ready);
   list_init(&ctx->idle);
   list_init(&ctx->woken);
+  list_init(&ctx->last);
   list_init(&ctx->fd_ready);
   list_init(&ctx->defer_runs);
   ctx->wake_at = &ctx->woken;
@@ -186,20 +187,20 @@ void aio__shuffle(AioContext *ctx, AioLink *list) {
 /* ---- one turn ---- */
 
 bool aio__work_seen(AioContext *ctx) {
-  return aio__bhs_pending(ctx) || !list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready) ||
+  return aio__bhs_pending(ctx) || aio__cos_woken(ctx) || !list_empty(&ctx->fd_ready) ||
          atomic_load_explicit(&ctx->notified, memory_order_acquire);
 }
 
-bool aio_context_busy(AioContext *ctx) { return aio__bhs_pending(ctx) || !list_empty(&ctx->woken); }
+bool aio_context_busy(AioContext *ctx) { return aio__bhs_pending(ctx) || aio__cos_woken(ctx); }
 
 bool aio_context_can_wake(const AioContext *ctx) {
-  return !list_empty(&ctx->ready) || !list_empty(&ctx->idle) || !list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready) ||
+  return !list_empty(&ctx->ready) || !list_empty(&ctx->idle) || aio__cos_woken(ctx) || !list_empty(&ctx->fd_ready) ||
          atomic_load_explicit(&ctx->incoming, memory_order_acquire) || ctx->nwatches > ctx->own_watches || ctx->ntimers ||
          aio__pool_jobs(ctx) || aio__file_ops(ctx);
 }
 
 int64_t aio__plan(AioContext *ctx) {
-  if (!list_empty(&ctx->woken) || !list_empty(&ctx->fd_ready)) return 0;
+  if (aio__cos_woken(ctx) || !list_empty(&ctx->fd_ready)) return 0;
   int64_t timeout = aio__bhs_timeout(ctx);
   return timeout ? aio__earlier(timeout, aio__timers_timeout(ctx, true)) : 0;
 }
@@ -267,7 +268,7 @@ bool aio__dispatch(AioContext *ctx) {
   ctx->rounds = 0;
   aio_defer_begin(ctx);
   aio__accept(ctx);
-  bool progress = !list_empty(&ctx->woken) && aio__woken_run(ctx);
+  bool progress = aio__woken_run(ctx);
   progress |= aio__bhs_run(ctx);
   if (ctx->nwatches) progress |= aio__fds_run(ctx); /* the lost ones count until they are told */
   if (ctx->ntimers) progress |= aio__timers_run(ctx);
@@ -282,11 +283,13 @@ bool aio__dispatch(AioContext *ctx) {
 bool aio__next_round(AioContext *ctx) {
   bool others = ctx->nwatches || ctx->ntimers || ctx->exported;
   if (!ctx->over || (others && ctx->rounds) || ctx->shuffle) return false;
-  if (!list_empty(&ctx->woken) || !list_empty(&ctx->idle) || !list_empty(&ctx->fd_ready) || aio__defer_pending(ctx)) return false;
+  if (aio__cos_woken(ctx) || !list_empty(&ctx->idle) || !list_empty(&ctx->fd_ready)) return false;
+  if (aio__defer_pending(ctx)) return false;
   if (ctx->notifier_fired || atomic_load_explicit(&ctx->notified, memory_order_relaxed)) return false;
-  if (atomic_load_explicit(&ctx->incoming, memory_order_relaxed) || !aio__bhs_due_co(ctx, ctx->bh_seq)) return false;
+  if (atomic_load_explicit(&ctx->incoming, memory_order_relaxed) || !aio__bhs_ready_co(ctx)) return false;
   if (ctx->over(ctx->over_opaque) || aio_context_closed(ctx)) return false;
   ctx->rounds = 1;
+  ctx->bh_due = ctx->bh_seq;
   ctx->skipped++;
   ctx->stats.polls++;
   ctx->inline_left = INLINE_BYTES;
@@ -295,6 +298,7 @@ bool aio__next_round(AioContext *ctx) {
 
 void aio__nest(AioContext *ctx, AioOuter *outer, AioTestFn *over, void *opaque) {
   *outer = (AioOuter){ctx->running, ctx->over, ctx->over_opaque};
+  list_append_all(&ctx->woken, &ctx->last); /* what a nested turn waits for may need them */
   ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
   ctx->over = over;
   ctx->over_opaque = opaque;

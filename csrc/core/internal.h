@@ -76,7 +76,6 @@ typedef struct AioFiles AioFiles;
 /* One run of the loop that enters coroutines, which has one acquisition of the lock. */
 typedef struct AioStretch {
   bool in_turn;  /* among a turn's BHs: those that are ready and due follow */
-  uint32_t last; /* seq of the last that is due */
   int left;      /* who is woken may be entered so often, then the rest of the loop has its turn */
 } AioStretch;
 
@@ -110,11 +109,11 @@ struct AioContext {
   /* bh.c */
   _Atomic(AioBH *) incoming;     /* any pushes, home takes all */
   AioLink ready, idle;           /* home */
-  uint32_t bh_seq;               /* home */
+  uint32_t bh_seq, bh_due;       /* home: of the last that was made ready, of the last that is due in this turn */
   int64_t idle_from;             /* home: no idle BH runs before, monotonic ns */
 
   /* co.c */
-  AioLink woken;                 /* home: to be entered by the enter loop */
+  AioLink woken, last;           /* home: to be entered by the enter loop, before and behind what is due in this turn */
   AioLink *wake_at;              /* home: where the running coroutine's wake-ups go */
   AioCo *running;                /* home */
   AioStretch *stretch;           /* home: the innermost on the C stack */
@@ -194,15 +193,17 @@ void aio__kick(AioContext *ctx);    /* home changed what an outer loop waits for
 bool aio__bhs_pending(AioContext *ctx);     /* a non-idle one */
 int64_t aio__bhs_timeout(AioContext *ctx);
 bool aio__bhs_run(AioContext *ctx);         /* true: progress */
-AioLink *aio__bhs_due_co(AioContext *ctx, uint32_t last); /* the first that is ready, if it is a coroutine's; NULL */
+bool aio__bhs_due(const AioContext *ctx);   /* the first that is ready is of this turn */
+AioLink *aio__bhs_ready_co(AioContext *ctx); /* the first that is ready, if it is a coroutine's; NULL */
 void aio__bhs_take_co(AioCo *co);           /* which has been unlinked */
 bool aio__co_claim(AioCo *co, const char *who); /* false: it is scheduled already */
 void aio__bhs_drop(AioContext *ctx);
 
 /* co.c */
-void aio__co_run(AioContext *ctx, AioCo *co);                 /* enters co, then all it woke */
-void aio__cos_run(AioContext *ctx, AioCo *co, uint32_t last); /* and those that are ready and due behind it, up to seq `last` */
-bool aio__woken_run(AioContext *ctx);
+void aio__co_run(AioContext *ctx, AioCo *co);  /* enters co, then all it woke */
+void aio__cos_run(AioContext *ctx, AioCo *co); /* and those that are due behind it */
+bool aio__cos_woken(const AioContext *ctx);
+bool aio__woken_run(AioContext *ctx);          /* all of them */
 void aio__co_drop(AioContext *ctx);
 
 /* timer.c */

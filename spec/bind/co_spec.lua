@@ -532,6 +532,41 @@ describe("join", function()
       assert.same({ n = 5, true, 1, nil, 3, nil }, table.pack(good:join()))
     end)
 
+    it("goes on when all that was due with the task has run, and before what comes then", function()
+      local ctx, log = d.context(), {}
+      local function say(what) log[#log + 1] = what end
+      local tasks = {}
+      local joiner = ctx:spawn(function()
+        for i = 1, 3 do
+          tasks[i]:join()
+          say("joined " .. i)
+        end
+      end)
+      for i = 1, 3 do
+        tasks[i] = ctx:spawn(function()
+          say("task " .. i)
+          ctx:schedule(say, "later " .. i)
+        end)
+      end
+      ctx:schedule(say, "callback")
+      d.wait(ctx, function() return #log == 10 and joiner:status() == "ended" end)
+      local ran <const> = "task 1,task 2,task 3,callback,"
+      assert.equal(ran .. "joined 1,joined 2,joined 3,later 1,later 2,later 3", table.concat(log, ","))
+    end)
+
+    it("is in time for tasks that fail together and are joined one after the other", function()
+      local ctx, heard, seen = d.context(), {}, {}
+      ctx:on_error(function(err) heard[#heard + 1] = err end)
+      local joiner = ctx:spawn(function()
+        local tasks = {}
+        for i = 1, 3 do tasks[i] = ctx:spawn(error, i) end
+        for i = 1, 3 do seen[i] = select(2, tasks[i]:join()) end
+      end)
+      d.wait(ctx, ended(joiner))
+      assert.same({ 1, 2, 3 }, seen)
+      assert.same({}, heard)
+    end)
+
     it("gives up after its time limit, and the task goes on", function()
       local ctx = d.context()
       local slow = ctx:spawn(function() return aio.suspend() end)

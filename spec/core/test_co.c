@@ -320,6 +320,106 @@ static void context_closed_inside(Loop *l) {
   CHECK(aio_co_scheduled_by(&c.co) == NULL);
 }
 
+/* ---- behind the others that are due ---- */
+
+static void wake_next_last(Co *c) {
+  CHECK_EQ(aio_co_wake_last(&c->next->co, "last"), 0);
+  CHECK_STR(aio_co_scheduled_by(&c->next->co), "last");
+  CHECK_EQ(aio_co_wake_last(&c->next->co, "twice"), -EALREADY);
+  CHECK_EQ(aio_co_wake(&c->next->co, "twice"), -EALREADY);
+  if (c->also) CHECK_EQ(aio_co_schedule(&c->also->co, "next turn"), 0);
+  note(".");
+}
+
+static void last_is_behind_what_is_due(Loop *l) {
+  Co a, b, c, d, e;
+  init(&a, l, wake_next_last, "A");
+  init(&b, l, wake_next_and_also, "B");
+  init(&c, l, wake_next_last, "C");
+  init(&d, l, NULL, "D");
+  init(&e, l, NULL, "E");
+  a.next = &c;
+  a.also = &e; /* comes with the next turn */
+  c.next = &d;
+  aio_co_schedule(&a.co, "test");
+  aio_bh_oneshot(l->ctx, note, "!");
+  aio_co_schedule(&b.co, "test");
+  aio_bh_oneshot(l->ctx, note, "?");
+  turn(l, 0);
+  CHECK_STR(check_log, "A.!B.?C.D");
+  turn(l, 0);
+  CHECK_STR(check_log, "A.!B.?C.DE");
+  CHECK_QUIET(l);
+}
+
+static void last_outside_is_scheduled(Loop *l) {
+  Co a;
+  init(&a, l, NULL, "A");
+  aio_context_set_home(l->ctx);
+  CHECK_EQ(aio_co_wake_last(&a.co, "home"), 0);
+  CHECK_EQ(a.entries, 0);
+  turn(l, 0);
+  CHECK_EQ(a.entries, 1);
+  CHECK_QUIET(l);
+}
+
+static void wake_last_and_close(Co *c) {
+  CHECK_EQ(aio_co_wake_last(&c->next->co, "x"), 0);
+  CHECK_EQ(aio_co_wake_last(&c->also->co, "x"), 0);
+  aio_co_close(&c->next->co);
+  CHECK(aio_co_scheduled_by(&c->next->co) == NULL);
+  free(c->next);
+}
+
+static void last_is_closed_while_queued(Loop *l) {
+  Co a, c, *b = malloc(sizeof *b);
+  init(&a, l, wake_last_and_close, "a");
+  init(b, l, NULL, "b");
+  init(&c, l, NULL, "c");
+  a.next = b;
+  a.also = &c;
+  aio_co_schedule(&a.co, "test");
+  turn(l, 0);
+  CHECK_STR(check_log, "ac");
+  CHECK_QUIET(l);
+}
+
+static void wake_last_and_nest(Co *c) {
+  CHECK_EQ(aio_co_wake_last(&c->next->co, "x"), 0);
+  CHECK(aio_context_busy(c->l->ctx));
+  note("(");
+  turn(c->l, AIO_FOREVER); /* does not wait: somebody is to be entered */
+  note(")");
+}
+
+static void last_is_entered_by_a_nested_turn(Loop *l) {
+  Co a, b;
+  init(&a, l, wake_last_and_nest, "a");
+  init(&b, l, NULL, "b");
+  a.next = &b;
+  aio_co_schedule(&a.co, "test");
+  turn(l, 0);
+  CHECK_STR(check_log, "a(b)");
+  CHECK_QUIET(l);
+}
+
+static void wake_last_and_close_context(Co *c) {
+  CHECK_EQ(aio_co_wake_last(&c->next->co, "x"), 0);
+  aio_context_close(c->l->ctx);
+  CHECK(aio_co_scheduled_by(&c->next->co) == NULL);
+  CHECK_EQ(aio_co_wake_last(&c->next->co, "x"), -ESHUTDOWN);
+}
+
+static void context_closed_before_the_last(Loop *l) {
+  Co a, b;
+  init(&a, l, wake_last_and_close_context, "a");
+  init(&b, l, NULL, "b");
+  a.next = &b;
+  aio_co_schedule(&a.co, "test");
+  turn(l, 0);
+  CHECK_STR(check_log, "a");
+}
+
 /* ---- nesting ---- */
 
 static void nest(Co *c) {
@@ -616,6 +716,11 @@ static const Test tests[] = {
   TEST(closed_while_queued),
   TEST(queue_goes_on_after_a_close),
   TEST(context_closed_inside),
+  TEST(last_is_behind_what_is_due),
+  TEST(last_outside_is_scheduled),
+  TEST(last_is_closed_while_queued),
+  TEST(last_is_entered_by_a_nested_turn),
+  TEST(context_closed_before_the_last),
   TEST(nested_turn_in_a_coroutine),
   TEST(entered_holding_the_context),
   TEST(threads_wake_each_other),
