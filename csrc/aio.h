@@ -306,13 +306,12 @@ typedef enum AioWantKind { AIO_WANT_COUNT, AIO_WANT_SOME, AIO_WANT_ALL, AIO_WANT
 
 typedef struct AioWant {
   AioWantKind kind;
+  bool keep;            /* the delimiter belongs to the piece */
   size_t limit;         /* COUNT: bytes; else at most so many */
   const char *delim;    /* DELIM, the caller's */
   size_t delim_len;
-  bool keep;            /* the delimiter belongs to the piece */
   size_t skip, len;     /* found: the piece begins there, and is so long */
-  size_t used;          /* found: bytes that it takes from the input */
-  size_t seen;          /* where the search goes on; 0 at first */
+  size_t used;          /* found: bytes that it takes from the input; until then: where the search goes on, 0 at first */
 } AioWant;
 
 /* Looks for the piece w in the input, beyond its first `from` bytes. 1: it is there; 0: more must come; -ENODATA: nothing

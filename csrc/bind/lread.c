@@ -19,9 +19,8 @@
 enum { SCRATCH = 64 << 10 };
 
 typedef struct LReading {
-  size_t cap;         /* bytes of this */
-  size_t n, found;    /* pieces */
-  size_t used;        /* bytes of the input that those found take */
+  uint32_t cap;       /* bytes of this, at least */
+  uint32_t n, found;  /* pieces */
   AioWant wants[];    /* behind them the delimiters */
 } LReading;
 
@@ -283,16 +282,22 @@ static int stream_buffered(lua_State *L) {
 
 /* ---- pieces ---- */
 
+/* Bytes of the input that those found take. */
+static size_t taken(const LReading *r) {
+  size_t n = 0;
+  for (uint32_t i = 0; i < r->found; i++) n += r->wants[i].used;
+  return n;
+}
+
 /* 1: all are there; 0: more must come; -ENODATA, -EMSGSIZE, -errno: why there is no more than those found. */
 static int look(LStream *s) {
   LReading *r = s->reading;
-  while (r->found < r->n) {
+  for (size_t from = taken(r); r->found < r->n; r->found++) {
     AioWant *w = &r->wants[r->found];
-    int rc = aio_input_find(&s->s.in, r->used, w, s->s.eof);
+    int rc = aio_input_find(&s->s.in, from, w, s->s.eof);
     if (rc == 0) return s->s.error;
     if (rc < 0) return rc;
-    r->used += w->used;
-    r->found++;
+    from += w->used;
   }
   return 1;
 }
@@ -301,7 +306,7 @@ static int look(LStream *s) {
 static size_t missing(const LStream *s) {
   const LReading *r = s->reading;
   const AioWant *w = &r->wants[r->found];
-  size_t have = aio_input_size(&s->s.in) - r->used;
+  size_t have = aio_input_size(&s->s.in) - taken(r);
   if (w->kind == AIO_WANT_COUNT) return w->limit > have ? w->limit - have : 0;
   return w->kind == AIO_WANT_ALL ? SIZE_MAX : 0;
 }
@@ -343,12 +348,12 @@ static LReading *reading(lua_State *L, LStream *s, size_t n, size_t more) { /* [
   if (!s->reading || s->reading->cap < size) {
     LReading *r = realloc(s->reading, size);
     if (!r) luaL_error(L, "not enough memory");
-    r->cap = size;
+    r->cap = size < UINT32_MAX ? (uint32_t)size : UINT32_MAX;
     s->reading = r;
   }
   s->uses++;
-  s->reading->n = n;
-  s->reading->found = s->reading->used = 0;
+  s->reading->n = (uint32_t)n;
+  s->reading->found = 0;
   return s->reading;
 }
 

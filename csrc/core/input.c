@@ -92,10 +92,10 @@ static const char *find_bytes(const char *s, size_t n, const char *delim, size_t
 
 /* Whether a piece is too long does not depend on the portions: what may be the beginning of the delimiter is not counted. */
 static int find_delim(AioWant *w, const char *s, size_t n, bool eof) {
-  size_t back = w->seen < w->delim_len ? 0 : w->seen - w->delim_len + 1; /* it may have begun in what was seen */
+  size_t back = w->used < w->delim_len ? 0 : w->used - w->delim_len + 1; /* it may have begun in what was seen */
   const char *at = find_bytes(s + back, n - back, w->delim, w->delim_len);
   size_t len = at ? (size_t)(at - s) : n;
-  w->seen = n;
+  w->used = n;
   if (len > w->limit && (at || eof || len - w->limit >= w->delim_len)) return -EMSGSIZE;
   if (at) return piece(w, w->keep ? len + w->delim_len : len, len + w->delim_len);
   if (!eof) return 0;
@@ -136,15 +136,15 @@ static void skip_numeral(Scan *k) {
 
 /* One that is too long is none, and its beginning is used up. White space is used up also where nothing follows. */
 static int find_number(AioWant *w, const char *s, size_t n, bool eof) {
-  while (w->seen < n && isspace((unsigned char)s[w->seen])) w->seen++;
-  size_t left = n - w->seen;
-  Scan k = {s + w->seen, 0, left <= NUMERAL_MAX ? left : NUMERAL_MAX + 1};
+  while (w->used < n && isspace((unsigned char)s[w->used])) w->used++;
+  size_t left = n - w->used;
+  Scan k = {s + w->used, 0, left <= NUMERAL_MAX ? left : NUMERAL_MAX + 1};
   skip_numeral(&k);
   if (k.at == left && !eof && left <= NUMERAL_MAX) return 0; /* it may go on */
-  w->skip = w->used = w->seen;
+  w->skip = w->used;
   if (!left) return -ENODATA;
-  if (k.at > NUMERAL_MAX) return piece(w, 0, w->seen + NUMERAL_MAX);
-  return piece(w, k.at, w->seen + k.at);
+  if (k.at > NUMERAL_MAX) return piece(w, 0, w->used + NUMERAL_MAX);
+  return piece(w, k.at, w->used + k.at);
 }
 
 int aio_input_find(const AioInput *in, size_t from, AioWant *w, bool eof) {

@@ -114,7 +114,7 @@ static void delimiters(Loop *l) {
   AioInput in = {.data = NULL};
   add(&in, "ab\0cd", 5);
   CHECK(aio_input_find(&in, 0, &w, false) == 1 && w.len == 2 && w.used == 3);
-  w.seen = 0;
+  w.used = 0;
   CHECK_EQ(aio_input_find(&in, 3, &w, false), 0); /* beyond it */
   CHECK(aio_input_find(&in, 3, &w, true) == 1 && w.len == 2 && w.used == 2);
   aio_input_free(&in);
