@@ -388,17 +388,36 @@ static void push_place(lua_State *L, lua_State *co) { /* [-0, +1, m] " at file:l
   lua_pushliteral(L, "");
 }
 
-void aioL_deadlock(lua_State *L, LContext *c) {
-  luaL_Buffer report;
-  luaL_buffinit(L, &report);
-  luaL_addstring(&report, "deadlock: nothing is left that could wake");
-  for (uint32_t i = 1, n = 0; i < c->nslots; i++) {
+enum { TOLD = 100 }; /* tasks, in a report */
+
+/* A table keeps them: a finaliser may close the context while they are told of. */
+static lua_Integer push_asleep(lua_State *L, const LContext *c) { /* [-0, +1, m] how many, up to one more than are told */
+  lua_Integer n = 0;
+  lua_newtable(L);
+  for (uint32_t i = 1; i < c->nslots && n <= TOLD; i++) {
     LTask *t = aioL_task_at(c, i);
     if (!t || aioL_task_ended(t) || t->unref) continue;
-    if (++n > 100) {
+    aioL_push_task(L, t);
+    lua_rawseti(L, -2, ++n);
+  }
+  return n;
+}
+
+void aioL_deadlock(lua_State *L, LContext *c) {
+  luaL_Buffer report;
+  lua_Integer n = push_asleep(L, c);
+  int tasks = lua_gettop(L);
+  luaL_buffinit(L, &report);
+  luaL_addstring(&report, "deadlock: nothing is left that could wake");
+  for (lua_Integer i = 1; i <= n; i++) {
+    if (i > TOLD) {
       luaL_addstring(&report, "\n\t...");
       break;
     }
+    lua_rawgeti(L, tasks, i);
+    LTask *t = lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    if (aioL_task_ended(t)) continue;
     luaL_addstring(&report, "\n\t");
     aioL_task_label(L, t);
     luaL_addvalue(&report);

@@ -3,7 +3,8 @@
  *
  * Way      call -> resume the inner coroutine; it yields values -> results. It waits -> the caller yields too, and so on up
  *          to the task, which the loop resumes -> go_on -> resume the inner one -> results of the wait
- * Owner    the LWrap is an upvalue of the function that aio.wrap returns, and holds the inner thread as a user value.
+ * Owner    the LWrap is an upvalue of the function that aio.wrap returns, and holds the inner thread as a user value; the
+ *          thread, which the script may have, too, holds the LWrap.
  * Keep     a flow's `wrap` is the innermost of those that run; a generator left by coroutine.yield is in no flow, nor are
  *          the scopes that it has open. */
 #include "lbind.h"
@@ -38,7 +39,7 @@ static void leave(lua_State *L, LWrap *w) {
   }
 }
 
-/* stack: LWrap (light), message handler, results or error */
+/* stack: LWrap, message handler, results or error */
 static int body_over(lua_State *L, int status, lua_KContext ctx) {
   if (status == LUA_OK || status == LUA_YIELD) return lua_gettop(L) - 2;
   ((LWrap *)ctx)->failed = true;
@@ -46,7 +47,7 @@ static int body_over(lua_State *L, int status, lua_KContext ctx) {
 }
 
 /* Under this call <close> variables may wait also when an error unwinds them. */
-static int wrap_main(lua_State *L) { /* stack: LWrap (light), function, arguments */
+static int wrap_main(lua_State *L) { /* stack: LWrap, function, arguments */
   LWrap *w = lua_touserdata(L, 1);
   int nargs = lua_gettop(L) - 2;
   lua_pushcfunction(L, aioL_traceback);
@@ -146,9 +147,9 @@ static int mod_wrap(lua_State *L) {
   lua_setiuservalue(L, -2, 1);
   aioL_set_class(L, aioL_runtime(L), L_WRAP);
   lua_pushcfunction(w->co, wrap_main);
-  lua_pushlightuserdata(w->co, w);
+  lua_pushvalue(L, -1);
   lua_pushvalue(L, 1);
-  lua_xmove(L, w->co, 1);
+  lua_xmove(L, w->co, 2);
   lua_pushcclosure(L, call, 3);
   return 1;
 }
