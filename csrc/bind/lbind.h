@@ -96,7 +96,7 @@ struct LContext {
   bool closed, stopping;
   bool lost;          /* an error that could not be collected, for want of memory or of C stack, is in the side table */
   AioLink flights;    /* lpool.c: jobs in flight, and those whose results nobody has fetched */
-  LTask *failed;      /* ended with an error in this turn, to be reported at its end (lco.c) */
+  LTask *failed, *failed_last; /* ended with an error in this turn, to be reported at its end, in their order (lco.c) */
   AioClock clock;     /* of sleeps, timeouts and timers that name none */
   LSlot *slots;       /* [0] is unused */
   uint32_t nslots, free_slot;
@@ -178,6 +178,7 @@ void aioL_leave(lua_State *L, LFrame *f);               /* [-0, +0, -] */
 void aioL_call(LContext *c, int nargs, const char *where); /* c->L: [-(nargs+1), +0, -] */
 /* c->L: [-1, +0, -] the error on top goes to where errors go. `where` lives for ever; a task is named itself. */
 void aioL_report(LContext *c, const char *where, LTask *task);
+void aioL_report_in(lua_State *L, LContext *c, LTask *task); /* [-0, +0, -] outside of a turn, or deep inside */
 void aioL_raise(lua_State *L, LContext *c);             /* [-0, +0, e] outermost: raises the first collected error */
 void aioL_warn_errors(LContext *c);                     /* under GLib, with nobody to raise to */
 void aioL_around(AioFn *turn, void *turn_opaque, void *c); /* AioAroundFn of every context */
@@ -272,7 +273,7 @@ struct LTask {
   lua_State *L;
   LTies *ties;        /* NULL: none */
   union {
-    int nargs;          /* values on the waiting state's stack for the next resume */
+    int nargs;          /* values on the waiting state's stack for the next resume; of one that has ended: results */
     LTask *next_failed; /* of one that has failed: in c->failed */
   };
   uint32_t slot;      /* anchors it; 0: not anchored */
@@ -283,6 +284,7 @@ struct LTask {
   uint8_t raised;     /* how often a cancel was raised in it, up to 2 */
   bool unref : 1, keep : 1, adopted : 1, joined : 1, cancelled : 1;
   bool willed : 1;    /* has a will */
+  bool awaited : 1;   /* who polls until it has ended will take the error, or report it */
   AioCo co;
   LTicket ticket;
 };
@@ -302,8 +304,10 @@ void aioL_ties_free(lua_State *L, LRuntime *rt);     /* the spare ones */
 static inline bool aioL_task_ended(const LTask *t) { return t->state >= L_ENDED; }
 void aioL_finish(LContext *c, LTask *t, LState state);
 void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
+void aioL_report_soon(LContext *c, LTask *t);        /* an anchored one that has failed: at the end of the turn, unless it is joined */
 void aioL_report_unjoined(LContext *c);              /* at the end of a turn */
 bool aioL_fresh(lua_State *co);                      /* a function that has not begun */
+bool aioL_sealed(lua_State *co);                     /* it has what an ended task has left, below a value that is not its own */
 bool aioL_resumable(lua_State *co);
 bool aioL_dead(lua_State *co);
 int aioL_reset_thread(lua_State *co, lua_State *from); /* its <close> variables run; leaves an error or nothing */

@@ -65,12 +65,11 @@ static int collect(lua_State *L) {
   }
   int n = lua_gettop(L) - 1;
   lua_rawgeti(L, 1, SIDE_ERRORS);
-  lua_Integer count = (lua_Integer)lua_rawlen(L, -1);
   for (int i = 1; i <= n; i++) {
     lua_createtable(L, 0, 1); /* boxed: an error may be nil */
     lua_pushvalue(L, 1 + i);
     lua_setfield(L, -2, "error");
-    lua_rawseti(L, -2, count + i);
+    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1); /* only now: a finaliser may have collected one */
   }
   lua_pushinteger(L, n);
   return 1;
@@ -109,6 +108,15 @@ void aioL_report(LContext *c, const char *where, LTask *task) {
     lua_pop(L, 2);
   else
     keep_for_later(L, c), lua_pop(L, 1);
+}
+
+void aioL_report_in(lua_State *L, LContext *c, LTask *task) {
+  lua_State *outer = c->L;
+  if (!lua_checkstack(L, 1)) return;
+  c->L = L;
+  lua_pushnil(L);
+  aioL_report(c, NULL, task);
+  c->L = outer;
 }
 
 void aioL_call(LContext *c, int nargs, const char *where) {
@@ -223,7 +231,7 @@ void aioL_around(AioFn *turn, void *turn_opaque, void *opaque) {
   turn(turn_opaque);
   aioL_report_unjoined(c);
   if (!lent && c->depth == 1) aioL_warn_errors(c);
-  if (lent && c->errors) c->rt->erred = c;
+  if (lent && c->errors && !c->rt->erred) c->rt->erred = c;
   aioL_leave(L, &f);
   lua_settop(L, top);
   aioL_context_unref(L, c);

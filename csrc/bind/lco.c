@@ -25,9 +25,21 @@ int aioL_reset_thread(lua_State *co, lua_State *from) {
 
 /* ---- running ---- */
 
+/* On top of what a task has left on its thread, which the script may have: who resumes it hears what it hears of others
+ * that have ended, and nobody takes it for one that has not begun. */
+static int sealed(lua_State *L) { return luaL_error(L, "cannot resume dead coroutine"); }
+
+bool aioL_sealed(lua_State *co) { return lua_status(co) == LUA_OK && lua_gettop(co) > 0 && lua_tocfunction(co, -1) == sealed; }
+
+static void seal(LTask *t) {
+  int n = lua_gettop(t->L);
+  if (t->state == L_ENDED) t->nargs = n;
+  if (n > 0 && lua_checkstack(t->L, 1)) lua_pushcfunction(t->L, sealed);
+}
+
 bool aioL_fresh(lua_State *co) {
   lua_Debug ar;
-  return lua_status(co) == LUA_OK && lua_gettop(co) > 0 && !lua_getstack(co, 0, &ar);
+  return lua_status(co) == LUA_OK && lua_gettop(co) > 0 && !lua_getstack(co, 0, &ar) && !aioL_sealed(co);
 }
 
 bool aioL_resumable(lua_State *co) { return lua_status(co) == LUA_YIELD || aioL_fresh(co); }
@@ -35,13 +47,16 @@ bool aioL_resumable(lua_State *co) { return lua_status(co) == LUA_YIELD || aioL_
 bool aioL_dead(lua_State *co) {
   lua_Debug ar;
   int status = lua_status(co);
-  return status == LUA_OK ? !lua_gettop(co) && !lua_getstack(co, 0, &ar) : status != LUA_YIELD;
+  return status == LUA_OK ? !lua_getstack(co, 0, &ar) && (!lua_gettop(co) || aioL_sealed(co)) : status != LUA_YIELD;
 }
 
 /* Who joins many that end in this turn goes on when all of them have. */
 static void take_joiners(LTask *t) {
   for (LTicket *tk; t->ties && (tk = aioL_ticket_first(&t->ties->joiners));) {
-    t->joined = true;
+    if (tk->polls)
+      t->awaited = true;
+    else
+      t->joined = true;
     aioL_take_last(tk, L_DONE, 0); /* leaves the list */
   }
 }
@@ -150,12 +165,17 @@ static void report_orphan(LContext *c, LTask *t) {
   aioL_report(c, NULL, t);
 }
 
+void aioL_report_soon(LContext *c, LTask *t) {
+  t->next_failed = NULL;
+  *(c->failed ? &c->failed_last->next_failed : &c->failed) = t;
+  c->failed_last = t;
+}
+
 static void leave_loop(lua_State *L, LContext *c, LTask *t) {
   if (t->ties && t->ties->member) aioL_member_ended(c, t);
   untie(L, t);
-  if (t->state == L_BROKEN && !t->joined) {
-    t->next_failed = c->failed;
-    c->failed = t;
+  if (t->state == L_BROKEN && !t->joined && !t->awaited) {
+    aioL_report_soon(c, t);
   } else {
     aioL_unanchor(L, c, &t->slot);
   }
@@ -169,6 +189,7 @@ void aioL_finish(LContext *c, LTask *t, LState state) {
   if (!t->unref) c->live--;
   aioL_forget_site(L, t);
   if (state == L_BROKEN && !t->ending) begin_burial(c, t);
+  seal(t);
   if (c->closed) { /* by a <close> variable */
     if (t->state == L_BROKEN) report_orphan(c, t);
     return;
@@ -207,6 +228,7 @@ static void end_orphan(LContext *c, LTask *t, int status) {
   if (status == LUA_YIELD) return;
   t->state = (uint8_t)ending(t, status);
   if (status != LUA_OK) begin_burial(c, t);
+  seal(t);
   if (t->state == L_BROKEN) report_orphan(c, t);
 }
 
@@ -284,19 +306,8 @@ LTask *aioL_check_task(lua_State *L, int idx) {
   return t ? t : aioL_check(L, idx, L_TASK);
 }
 
-static void oldest_first(LContext *c) {
-  LTask *sorted = NULL;
-  for (LTask *t; (t = c->failed);) {
-    c->failed = t->next_failed;
-    t->next_failed = sorted;
-    sorted = t;
-  }
-  c->failed = sorted;
-}
-
 void aioL_report_unjoined(LContext *c) {
   lua_State *L = c->L;
-  if (c->failed && !c->closed) oldest_first(c);
   while (c->failed && !c->closed) {
     LTask *t = c->failed;
     c->failed = t->next_failed;

@@ -45,19 +45,24 @@ static bool finished(const LContext *c, const LTask *main) {
   return !c->live;
 }
 
-/* stack: context, task (light) */
+typedef struct LRun {
+  const LTask *main; /* NULL: until nothing is left */
+  bool stuck;        /* nothing could wake those that are */
+} LRun;
+
+/* stack: context, LRun (light) */
 static int run_protected(lua_State *L) {
   LContext *c = ((LContextBox *)lua_touserdata(L, 1))->c;
-  const LTask *main = lua_touserdata(L, 2);
+  LRun *run = lua_touserdata(L, 2);
+  const LTask *main = run->main;
   while (!finished(c, main)) {
-    if (!aio_context_can_wake(c->core) && !aio_source_attached(c->core)) aioL_deadlock(L, c);
+    run->stuck = !aio_context_can_wake(c->core) && !aio_source_attached(c->core);
+    if (run->stuck) aioL_deadlock(L, c);
     aioL_turns(L, c, finished, main);
     aioL_raise(L, c);
   }
-  if (c->failed && !c->closed) { /* a handle was collected since */
-    aioL_turn(L, c, 0);
-    aioL_raise(L, c);
-  }
+  if (c->failed && !c->closed) aioL_turn(L, c, 0); /* a handle was collected since */
+  if (!c->closed) aioL_raise(L, c);                /* or something went wrong outside of any turn */
   return 0;
 }
 
@@ -101,11 +106,13 @@ static int ctx_run(lua_State *L) {
   c->runs++;
   lua_pushcfunction(L, run_protected);
   lua_pushvalue(L, 1);
-  lua_pushlightuserdata(L, t);
+  LRun run = {.main = t};
+  lua_pushlightuserdata(L, &run);
   int status = lua_pcall(L, 2, 0, 0);
   if (--c->runs == 0 || c->stopping) c->stopping = false;
   bool over = t && aioL_task_ended(t), asleep = t && !over && status != LUA_OK && !c->closed && !aio_context_can_wake(c->core);
-  if (!c->closed && !c->runs && (asleep || (over && t->state != L_ENDED))) cancel_left(L, c, t);
+  if (!c->closed && !c->runs && (asleep || (t && run.stuck) || (over && t->state != L_ENDED))) cancel_left(L, c, t);
+  if (t && !aioL_task_ended(t)) t->joined = false, t->keep = t->willed; /* it goes on without us */
   aioL_context_unref(L, c);
   if (status != LUA_OK && !(over && t->state == L_BROKEN)) return lua_error(L); /* the function's own comes first */
   if (!t) return 0;

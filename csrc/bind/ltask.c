@@ -83,8 +83,19 @@ void aioL_push_task(lua_State *L, LTask *t) {
 static int join_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, false); }
 static int await_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, true) - 1; }
 
-static const LWaitOps join_ops = {.name = "task:join", .results = join_results};
-static const LWaitOps await_ops = {.name = "aio.await", .results = await_results};
+/* Who polled for it hears of another error instead. */
+static void join_revoke(lua_State *L, LTicket *tk) {
+  LTask *t = tk->op;
+  if (t->state != L_BROKEN || t->joined || t->c->closed) return;
+  t->joined = true;
+  aioL_report_in(L, t->c, t);
+}
+
+static const LWaitOps join_ops = {.name = "task:join", .results = join_results, .revoke = join_revoke};
+static const LWaitOps await_ops = {.name = "aio.await", .results = await_results, .revoke = join_revoke};
+
+/* The script has closed its thread, or resumed it, which it may. */
+static bool robbed(const LTask *t) { return (t->state == L_BROKEN || t->nargs) && !aioL_sealed(t->L); }
 
 int aioL_task_push_error(lua_State *L, LTask *t) {
   lua_pushvalue(t->L, lua_type(t->L, 1) == LUA_TSTRING && lua_toboolean(t->L, 2) ? 2 : 1);
@@ -95,7 +106,8 @@ int aioL_task_push_error(lua_State *L, LTask *t) {
 int aioL_task_results(lua_State *L, LTask *t, bool raise) {
   t->joined = true;
   if (t->state == L_ENDED) {
-    int n = lua_gettop(t->L);
+    int n = t->nargs;
+    if (robbed(t)) return luaL_error(L, "the results are gone: the task's coroutine was closed or resumed after its end");
     luaL_checkstack(L, n + 2, "too many results");
     if (n > LUA_MINSTACK / 2 - 2) luaL_checkstack(t->L, n + 2, "too many results"); /* else there is room: asking costs */
     lua_pushboolean(L, 1);
@@ -106,6 +118,8 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise) {
   if (!raise) lua_pushboolean(L, 0);
   if (t->state == L_CANCELLED && t->ending != L_CANCELLED) { /* it never began, or was closed, or its context was */
     aioL_push_cancel(L, t);
+  } else if (robbed(t)) {
+    lua_pushliteral(L, "the error is gone: the task's coroutine was closed or resumed after its end");
   } else {
     lua_pushvalue(t->L, 1);
     lua_xmove(t->L, L, 1);
@@ -235,8 +249,7 @@ static void report_later(lua_State *L, LTask *t) { /* [-0, +0, m] the will is at
   t->slot = aioL_anchor(L, t->c, -1, t);
   lua_pop(L, 1);
   t->keep = false;
-  t->next_failed = t->c->failed;
-  t->c->failed = t;
+  aioL_report_soon(t->c, t);
   aio_notify(t->c->core); /* there may be no other reason for a turn */
 }
 
