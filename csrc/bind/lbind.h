@@ -439,6 +439,7 @@ struct LScope {
   LTask *task;        /* NULL: of a nesting level */
   LTicket *polled;    /* the nesting level waits by polling, with this ticket */
   AioTimer timer;
+  int64_t deadline;   /* AIO_FOREVER: none */
   uint64_t serial;    /* of its error values */
   bool expired, shield;
 };
@@ -446,6 +447,7 @@ struct LScope {
 /* Whether the code that runs is cancelled, and by which scope, the outermost first; NULL: the task itself. */
 bool aioL_cancelled(const LFlow *flow, const LTask *t, LScope **scope);
 int aioL_raise_cancel(lua_State *L, LRuntime *rt);           /* [-0, +0, e] what runs is cancelled */
+void aioL_scopes_move(lua_State *L, LContext *c);            /* [-0, +0, -] c is to be polled: their limits are its timers now */
 void aioL_polls(LRuntime *rt, LTicket *tk);                  /* scopes around a polling wait know its ticket; NULL: it is over */
 void aioL_push_cancel(lua_State *L, LTask *t);               /* [-0, +1, m] the error value of a cancelled task */
 bool aioL_is_own_cancel(lua_State *L, LTask *t);             /* [-0, +0, m] is it the value on top? */

@@ -165,7 +165,7 @@ static void end_unborn(LTask *t) {
 
 void aioL_cancel_quietly(LTask *t) {
   t->cancelled = true;
-  if (t->state == L_SCHEDULED && !t->adopted && aioL_fresh(t->L))
+  if (t->state == L_SCHEDULED && aioL_fresh(t->L))
     end_unborn(t);
   else
     aioL_deliver(t);
@@ -235,7 +235,8 @@ static LScope *open_scope(lua_State *L, LContext *c, void (*on_expiry)(void *)) 
     rt->spare_scopes = s->outer;
   else if (!(s = aioL_alloc(L, NULL, 0, sizeof *s)))
     luaL_error(L, "not enough memory");
-  *s = (LScope){.outer = *head, .c = aioL_context_ref(c), .task = rt->task, .serial = ++rt->last_serial};
+  *s = (LScope){.outer = *head, .c = aioL_context_ref(c), .task = rt->task, .deadline = AIO_FOREVER,
+                .serial = ++rt->last_serial};
   aio_timer_init(&s->timer, c->core, c->clock, on_expiry, s);
   *head = s;
   return s;
@@ -247,6 +248,25 @@ static void drop_scope(lua_State *L, LScope *s) {
   aioL_context_unref(L, s->c);
   s->outer = rt->spare_scopes;
   rt->spare_scopes = s;
+}
+
+static void move(lua_State *L, LScope *s, LContext *c) {
+  if (s->deadline == AIO_FOREVER || s->expired || (s->c == c && aio_timer_armed(&s->timer))) return;
+  LContext *from = s->c;
+  if (from->core) aio_timer_disarm(&s->timer);
+  s->c = aioL_context_ref(c);
+  aio_timer_init(&s->timer, c->core, (AioClock)s->timer.clock, expire, s);
+  aio_timer_arm(&s->timer, s->deadline); /* without memory for it the limit is found when the next one is looked at */
+  aioL_context_unref(L, from);
+}
+
+/* Outside of tasks a wait polls its own context, which need not be the one that was current when the scope was opened. */
+void aioL_scopes_move(lua_State *L, LContext *c) {
+  const LRuntime *rt = c->rt;
+  if (c->closed) return;
+  for (LWrap *w = rt->flow.wrap; w; w = w->outer)
+    for (LScope *s = w->scopes; s; s = s->outer) move(L, s, c);
+  for (LScope *s = rt->flow.scopes; s; s = s->outer) move(L, s, c);
 }
 
 void aioL_scopes_drop(lua_State *L, LScope **scopes) {
@@ -310,7 +330,8 @@ static int mod_timeout(lua_State *L) {
   LContext *c = aioL_current(L);
   LScope *s = open_scope(L, c, expire);
   s->expired = ns <= 0;
-  if (ns > 0 && aio_timer_arm(&s->timer, aioL_after(aio_timer_now(&s->timer), ns)) < 0) {
+  if (ns > 0) s->deadline = aioL_after(aio_timer_now(&s->timer), ns);
+  if (ns > 0 && aio_timer_arm(&s->timer, s->deadline) < 0) {
     *head_of(current_flow(L, c->rt)) = s->outer;
     drop_scope(L, s);
     return luaL_error(L, "not enough memory");

@@ -262,6 +262,7 @@ static int poll_until_taken(lua_State *L, LTicket *tk) {
   LRuntime *rt = c->rt;
   const char *name = tk->ops->name;
   bool stuck = false, errors = false;
+  aioL_scopes_move(L, c);
   aioL_polls(rt, tk);
   while (tk->outcome == L_PENDING && !stuck && !errors) {
     if (c->closed)

@@ -27,15 +27,21 @@ void aioL_revive(lua_State *L, LTask *t) {
   if (t->slot) return;
   luaL_checkstack(L, 4, NULL);
   aioL_push_task(L, t);
-  t->slot = aioL_anchor(L, t->c, -1, t);
+  uint32_t slot = aioL_anchor(L, t->c, -1, t);
   lua_pop(L, 1);
+  if (t->slot || aioL_task_ended(t)) { /* a finaliser has woken it */
+    aioL_unanchor(L, t->c, &slot);
+    return;
+  }
+  t->slot = slot;
   if (!t->unref) t->c->live++;
 }
 
-/* Whatever can raise; then hand_over cannot. */
-static void prepare(lua_State *L, LTask *t, int n) { /* [-0, +0, m] */
+/* Whatever can raise, or run a finaliser that wakes it, too; then hand_over cannot. false: it is not suspended any more. */
+static bool prepare(lua_State *L, LTask *t, int n) { /* [-0, +0, m] */
   if (!lua_checkstack(aioL_innermost(t), n + 4)) luaL_error(L, "too many values");
   aioL_revive(L, t);
+  return suspended(t);
 }
 
 /* stack: ..., n values -> moved to the suspended coroutine's stack; its wait is over */
@@ -69,12 +75,12 @@ void aioL_wake_last(LTask *t, const char *who) {
     aio_co_schedule(&t->co, who);
 }
 
-static void wake(lua_State *L, LTask *t, int n, const char *who) {
+static bool wake(lua_State *L, LTask *t, int n, const char *who) {
   LContext *c = t->c;
   LFrame f;
   bool framed = !c->rt->current;
   int top = lua_gettop(L) - n;
-  prepare(L, t, n);
+  if (!prepare(L, t, n)) return false;
   if (framed) {
     if (!aioL_enter(L, c, &f)) luaL_error(L, "stack overflow");
     lua_rotate(L, top + 1, 2); /* what the frame needs goes below the values */
@@ -82,20 +88,14 @@ static void wake(lua_State *L, LTask *t, int n, const char *who) {
   }
   hand_over(L, t, n);
   aioL_wake_task(t, who);
-  if (!framed) return;
+  if (!framed) return true;
   aioL_leave(L, &f);
-  lua_settop(L, top);
+  return lua_settop(L, top), true;
 }
 
 static int wake_any(lua_State *L, LTask *t, const char *who) { /* stack: co, values... */
-  if (!suspended(t)) {
-    luaL_pushfail(L);
-    lua_pushliteral(L, "not suspended");
-    return 2;
-  }
-  wake(L, t, lua_gettop(L) - 1, who);
-  lua_pushboolean(L, 1);
-  return 1;
+  if (suspended(t) && wake(L, t, lua_gettop(L) - 1, who)) return lua_pushboolean(L, 1), 1;
+  return luaL_pushfail(L), lua_pushliteral(L, "not suspended"), 2;
 }
 
 /*** Wakes a suspended coroutine, on its own context: at once from the main chunk or a callback, after the caller has
@@ -172,11 +172,10 @@ int aioL_ctx_co_schedule(lua_State *L) {
   if (!self && !suspended(t)) return not_enterable(L, t);
   if (self && n) return luaL_error(L, "a running coroutine cannot be given values: it is not suspended yet");
   note_place(L, t);
-  aioL_check_open(L, c); /* a finaliser may have closed it */
-  if (!self) {
-    prepare(L, t, n);
-    hand_over(L, t, n);
-  }
+  bool ready = self || prepare(L, t, n);
+  aioL_check_open(L, c); /* a finaliser may have closed it, or have woken the coroutine */
+  if (!ready || aio_co_scheduled_by(&t->co)) return not_enterable(L, t);
+  if (!self) hand_over(L, t, n);
   aio_co_schedule(&t->co, by_co_schedule);
   lua_settop(L, 0);
   lua_pushboolean(L, 1);

@@ -12,8 +12,11 @@ local combine = {}
 -- @return the first result of each, in order
 -- @raise the first error; the others are cancelled
 function combine.gather(...)
-  local results <const>, n <const> = {}, select("#", ...)
-  local function runner(i, fn) results[i] = (fn()) end
+  local results <const>, n <const>, returned = {}, select("#", ...), 0
+  local function runner(i, fn)
+    results[i] = (fn())
+    returned = returned + 1
+  end
   for i = 1, n do
     local fn = select(i, ...)
     if type(fn) ~= "function" then
@@ -23,6 +26,7 @@ function combine.gather(...)
   local group <close> = core.group()
   for i = 1, n do group:spawn(runner, i, (select(i, ...))) end
   group:wait()
+  if returned < n then error("gather: a function was cancelled by itself", 2) end
   return table.unpack(results, 1, n)
 end
 
@@ -74,17 +78,19 @@ function combine.map(list, fn, limit)
   if limit ~= nil and (math.type(limit) ~= "integer" or limit < 1) then
     error("bad argument #3 to 'map' (the limit is an integer of at least 1)", 2)
   end
-  local results, next_index = { n = n }, 0
+  local results, next_index, returned = { n = n }, 0, 0
   local function worker()
     while next_index < n do
       next_index = next_index + 1
       local i = next_index
       results[i] = (fn(list[i], i))
+      returned = returned + 1
     end
   end
   local group <close> = core.group()
   for _ = 1, math.min(limit or n, n) do group:spawn(worker) end
   group:wait()
+  if returned < n then error("map: a call was cancelled by itself", 2) end
   return results
 end
 
