@@ -198,7 +198,7 @@ typedef enum AioDir { AIO_READ, AIO_WRITE } AioDir;
 
 typedef struct AioWatch {
   AioLink link;      /* ready list */
-  AioContext *ctx;   /* where it is open, or was last */
+  AioContext *ctx;   /* where it is open, or was last, which may be gone */
   AioFn *ready;
   void *opaque;
   int fd;
@@ -208,7 +208,7 @@ typedef struct AioWatch {
   bool nests : 1;    /* set after opening: a turn inside of `ready` may call it again, which else it is spared */
   int16_t lost;      /* set before `ready` is called for the last time: -EBADF, the fd was closed behind our back; -errno:
                       * the kernel has no room for it any more, and the fd is what it was */
-  uint32_t seq;
+  uint32_t seq;      /* place in the ready list; closed: the number of ctx, for another may have its address */
   uint32_t gen;      /* of the registration that it had */
 } AioWatch;
 

@@ -326,6 +326,17 @@ static uint32_t anchor_pieces(lua_State *L, LContext *c, int n) { /* [-0, +0, m]
   return slot;
 }
 
+/* Whether the pieces are where they were found. A finaliser has run since, and may have given a buffer other memory. */
+static bool unmoved(lua_State *L, const AioPiece *v, int n) {
+  for (int i = 0; i < n; i++) {
+    const LBuffer *b = lua_type(L, i + 2) == LUA_TUSERDATA ? lua_touserdata(L, i + 2) : NULL;
+    if (!b || !v[i].len) continue;
+    const char *data = b->block ? b->block->data : NULL, *piece = v[i].data;
+    if (!data || piece < data || piece + v[i].len > data + b->len) return false;
+  }
+  return true;
+}
+
 /* Nothing is raised here, and no finaliser runs. Takes the anchor. NULL: no memory. */
 static LWrite *enqueue(lua_State *L, LContext *c, LStream *s, uint32_t slot, const AioPiece *v, int n) {
   LWrite *w = malloc(sizeof *w + (size_t)n * (sizeof *v + sizeof(LBlock *)));
@@ -365,12 +376,20 @@ bool aioL_out_held(const LStream *s) { return s->s.filter && s->s.filter->held; 
 
 size_t aioL_out_queued(const LStream *s) { return s->out ? s->out->queued : 0; }
 
+/* Nothing was queued: a finaliser has interfered, or (fine) there was no memory. */
+static int refuse(lua_State *L, LContext *c, const LStream *s, uint32_t slot, bool fine) { /* [-0, +2, v] */
+  if (!fine) aioL_unanchor(L, c, &slot);
+  if (s->s.fd < 0) return aioL_closed(L);
+  return luaL_error(L, fine ? "not enough memory" : "a buffer was changed while it was being written");
+}
+
 int aioL_out_leave(lua_State *L, LContext *c, LStream *s, const AioPiece *v, int n, size_t done, bool kept) {
   uint32_t stream_slot = kept && !(s->out && s->out->slot) ? aioL_anchor(L, c, 1, NULL) : 0;
   uint32_t slot = anchor_pieces(L, c, n);
-  LWrite *w = s->s.fd < 0 ? NULL : enqueue(L, c, s, slot, v, n);
+  bool fine = s->s.fd >= 0 && unmoved(L, v, n);
+  LWrite *w = fine ? enqueue(L, c, s, slot, v, n) : NULL;
   if (!w || s->out->slot || s->out->c != c) aioL_unanchor(L, c, &stream_slot);
-  if (!w) return luaL_error(L, "not enough memory");
+  if (!w) return refuse(L, c, s, slot, fine);
   if (stream_slot) s->out->slot = stream_slot, c->live++;
   s->write_error = 0;
   begin(w, done);
@@ -383,8 +402,9 @@ int aioL_out_leave(lua_State *L, LContext *c, LStream *s, const AioPiece *v, int
 int aioL_out_wait(lua_State *L, LContext *c, LStream *s, LWriteKind kind, const AioPiece *v, int n, size_t done, bool again) {
   uint32_t slot = anchor_pieces(L, c, n);
   LTicket *tk = aioL_ticket(L, c, &wait_ops[kind]);
-  LWrite *w = s->s.fd < 0 ? NULL : enqueue(L, c, s, slot, v, n);
-  if (!w) return aioL_ticket_drop(tk), luaL_error(L, "not enough memory");
+  bool fine = s->s.fd >= 0 && unmoved(L, v, n);
+  LWrite *w = fine ? enqueue(L, c, s, slot, v, n) : NULL;
+  if (!w) return aioL_ticket_drop(tk), refuse(L, c, s, slot, fine);
   s->write_error = 0;
   begin(w, done);
   w->kind = (uint8_t)kind;

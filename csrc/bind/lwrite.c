@@ -13,13 +13,16 @@
 
 enum { FEW = 16, RECORD = 16384 /* of TLS */ };
 
+/* Making a string of a number may run a finaliser, which may use a buffer: where the bytes are is asked when none can run. */
 static size_t gather(lua_State *L, AioPiece *v, int n) { /* [-0, +0, v] returns the number of bytes */
   size_t total = 0;
+  bool numbers = false;
   for (int i = 0; i < n; i++) {
+    numbers |= lua_type(L, i + 2) == LUA_TNUMBER;
     v[i].data = aioL_check_bytes(L, i + 2, &v[i].len);
     total += v[i].len;
   }
-  return total;
+  return numbers ? gather(L, v, n) : total;
 }
 
 /*** Writes all pieces as one, and waits until the kernel has them (see `setbound`). Writes of several tasks come one after the
@@ -97,7 +100,7 @@ static int stream_writesome(lua_State *L) {
   AioPiece v;
   lua_settop(L, 4);
   LContext *c = aioL_waits_in(L);
-  v.data = aioL_check_bytes(L, 2, &v.len);
+  gather(L, &v, 1);
   cut(L, &v);
   if (s->s.filter && v.len > RECORD) v.len = RECORD;
   size_t len = v.len;

@@ -64,7 +64,9 @@ int aio_context_new(AioContext **out, const AioOptions *opts) {
   AioContext *ctx = aio__realloc(NULL, sizeof *ctx);
   if (!ctx) return -ENOMEM;
   memset(ctx, 0, sizeof *ctx);
+  static atomic_uint made;
   atomic_init(&ctx->refs, 1);
+  ctx->number = atomic_fetch_add_explicit(&made, 1, memory_order_relaxed);
   list_init(&ctx->ready);
   list_init(&ctx->idle);
   list_init(&ctx->woken);

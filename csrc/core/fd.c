@@ -124,9 +124,13 @@ int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *read
   return 0;
 }
 
+static bool was_open_in(const AioWatch *w, const AioContext *ctx, int fd) {
+  return w->ctx == ctx && w->seq == ctx->number && w->fd == fd && w->gen;
+}
+
 /* The registration that it had is there still: so the number is still the file's, unless somebody else has closed it. */
 static bool still_registered(const AioContext *ctx, const AioWatch *w, int fd, AioDir dir) {
-  if (w->ctx != ctx || w->fd != fd || !w->gen || (uint32_t)fd >= ctx->nfds) return false;
+  if (!was_open_in(w, ctx, fd) || (uint32_t)fd >= ctx->nfds) return false;
   const AioFdEntry *e = &ctx->fds[fd];
   return e->gen == w->gen && e->in_kernel && e->kernel & wanted_bit[dir] && !e->w[dir];
 }
@@ -134,7 +138,7 @@ static bool still_registered(const AioContext *ctx, const AioWatch *w, int fd, A
 /* Without a registration to trust; where files are told apart, one that has come in place of another is found at once. One
  * that cannot be watched is another in any case. */
 static int open_anew(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque) {
-  uint32_t was = w->ctx == ctx && w->fd == fd ? w->gen : 0;
+  uint32_t was = was_open_in(w, ctx, fd) ? w->gen : 0;
   int rc = aio_watch_open(w, ctx, fd, dir, ready, NULL, opaque);
   if (rc == -EPERM && was) return -EBADF;
   if (rc < 0 || !was || !ctx->mon->tells_files || w->gen == was) return rc;
@@ -154,6 +158,7 @@ static void detach(AioWatch *w) {
   if (list_linked(&w->link)) list_unlink(&w->link);
   if (w->tested) remove_tester(w->ctx, w);
   w->ctx->nwatches--;
+  w->seq = w->ctx->number;
   w->open = false;
 }
 

@@ -139,6 +139,7 @@ struct AioContext {
   bool asking;
   AioWatch *asked;               /* NULL: none, or closed meanwhile */
   uint32_t fd_seq, nwatches;
+  uint32_t number;               /* no other context has it */
   unsigned skipped;              /* turns since the kernel was asked */
   uint32_t suspects;             /* so many of the watched fds are not verified since others' code ran; more: all */
   int next_suspect;              /* from which number on */
