@@ -239,6 +239,7 @@ static inline void aioL_checkpoint(lua_State *L); /* [-0, +0, e] */
 static inline LTicket *aioL_ticket_first(AioLink *queue) { /* first come, first served */
   return list_empty(queue) ? NULL : container_of(queue->next, LTicket, link);
 }
+LTicket *aioL_ticket_first_alive(AioLink *queue); /* the same; those whose coroutine was closed by coroutine.close leave */
 /* [-0, +0, e] The context in which to wait, or an error where that is impossible or cancelled. It may be made now, and
  * finalisers run then: what is known of the arguments is to be asked again. */
 LContext *aioL_waits_in(lua_State *L);

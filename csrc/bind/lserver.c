@@ -106,7 +106,8 @@ static void pause_for(LServer *s, LContext *c, int rc) {
 /* One connection for each time that it is ready: whoever gets it will ask for more. */
 static void on_ready(void *opaque) {
   LServer *s = opaque;
-  LTicket *tk = aioL_ticket_first(&s->acceptors);
+  LTicket *tk = aioL_ticket_first_alive(&s->acceptors);
+  if (!tk) return; /* closed by coroutine.close, all of them */
   int fd = s->watch.lost ? s->watch.lost : aio_socket_accept(s->l.fd);
   if (fd == -EAGAIN) return;
   if (s->watch.lost || fd == -EBADF) {

@@ -194,6 +194,7 @@ static int stream_setfd(lua_State *L) {
   if (s->s.filter) return luaL_error(L, "cannot change the fd of a stream that speaks TLS");
   aioL_stream_close(s, true);
   s->watch = (AioWatch){.ctx = NULL};
+  s->write_error = 0;
   int rc = fd < 0 ? 0 : aio_stream_adopt(&s->s, (int)fd, fd <= 2);
   if (rc < 0) return aioL_fail(L, rc);
   if (fd > 2) s->s.restore = false;

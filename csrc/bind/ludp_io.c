@@ -52,12 +52,6 @@ static void lost(LUdp *s, LSide *side, int rc) {
 }
 
 /* The first who can still be served; NULL: all were closed by coroutine.close. */
-static LTicket *first_of(LSide *side) {
-  LTicket *tk;
-  while ((tk = aioL_ticket_first(&side->waiting)) && !tk->polls && aioL_dead(aioL_task_of(tk)->L)) aioL_take_later(tk, L_CLOSED, 0);
-  return tk;
-}
-
 static void leave_side(LSide *side, LTicket *tk) {
   list_unlink(&tk->link);
   if (!list_empty(&side->waiting)) return;
@@ -159,7 +153,7 @@ static int deliver(lua_State *L) {
 }
 
 static void give_back(LUdp *s, LArrival *a) {
-  LTicket *tk = first_of(&s->in);
+  LTicket *tk = aioL_ticket_first_alive(&s->in.waiting);
   if (tk) {
     hand_over(s, tk, a, aioL_take_later);
     return;
@@ -188,7 +182,7 @@ static void on_readable(void *opaque) {
     lost(s, &s->in, s->in.watch.lost);
     return;
   }
-  LTicket *tk = first_of(&s->in);
+  LTicket *tk = aioL_ticket_first_alive(&s->in.waiting);
   if (!tk) return;
   int rc = take_datagram(s, tk->c->rt, &a);
   if (rc == 0)
@@ -306,7 +300,7 @@ static void on_writable(void *opaque) {
     lost(s, &s->out, s->out.watch.lost);
     return;
   }
-  LTicket *tk = first_of(&s->out);
+  LTicket *tk = aioL_ticket_first_alive(&s->out.waiting);
   if (!tk) return;
   const LSend *w = tk->op;
   int rc = aio_datagram_send(&s->d, w->data, w->len, w->connected ? NULL : &w->to);

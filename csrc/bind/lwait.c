@@ -214,6 +214,12 @@ bool aioL_take(LTicket *tk, LOutcome outcome, int err) {
   return true;
 }
 
+LTicket *aioL_ticket_first_alive(AioLink *queue) {
+  LTicket *tk;
+  while ((tk = aioL_ticket_first(queue)) && !tk->polls && aioL_dead(aioL_task_of(tk)->L)) aioL_take_later(tk, L_CLOSED, 0);
+  return tk;
+}
+
 bool aioL_take_last(LTicket *tk, LOutcome outcome, int err) {
   if (!aioL_take_quietly(tk, outcome, err)) return false;
   if (!tk->polls) aioL_wake_last(aioL_task_of(tk), tk->ops->name);

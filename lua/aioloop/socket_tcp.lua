@@ -142,8 +142,9 @@ function methods:receive(pattern, prefix)
   prefix = prefix ~= nil and check_string(prefix, 3, "receive") or ""
   local n = tonumber(pattern)
   if n and n >= 0 then return receive_bytes(self, n // 1 | 0, prefix) end
-  if pattern == nil or pattern == "*l" then return receive_line(self, prefix) end
-  if pattern == "*a" then return receive_all(self, prefix) end
+  local kind = pattern == nil and "*l" or type(pattern) == "string" and pattern:sub(1, 2) -- "*line" is fine
+  if kind == "*l" then return receive_line(self, prefix) end
+  if kind == "*a" then return receive_all(self, prefix) end
   if not n then check_string(pattern, 2, "receive") end
   bad_argument(2, "receive", "invalid receive pattern")
 end

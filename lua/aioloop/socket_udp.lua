@@ -47,10 +47,10 @@ local function insist(self, want, method, ...)
   local deadline = limit and core.now() + limit
   while true do
     if not raw.may_try() then core.yield() end -- who always finds something lets others have a turn
-    local fd = udp:getfd() // 1 | 0
-    if fd < 0 then return nil, "closed" end
+    if self.closed then return nil, "closed" end -- else one without an fd gets it when it first sends
     local results = table.pack(method(udp, ...))
     if results[1] ~= nil or results[2] ~= "timeout" then return table.unpack(results, 1, results.n) end
+    local fd = udp:getfd() // 1 | 0
     local left = deadline and math.max(deadline - core.now(), 0)
     if limit == 0 then core.yield() end
     if left == 0 then return nil, "timeout" end
@@ -108,6 +108,7 @@ end
 function methods:close()
   local udp = check(self, "close")
   raw.closing(math.max(udp:getfd() // 1 | 0, -1))
+  self.closed = true
   return udp:close()
 end
 

@@ -82,6 +82,11 @@ function M.listen(host, port, options)
   end
   check_options(options, 3, "listen")
   if host == "*" then
+    if type(port) == "string" then
+      local list, message, errno = core.getaddrinfo(nil, port, { passive = true })
+      if not list then return nil, message, errno end
+      port = list[1].port
+    end
     local any, message, errno = listen_at("::", port, options)
     if any or errno ~= 97 then return any, message, errno end -- EAFNOSUPPORT
     host = "0.0.0.0"
