@@ -20,6 +20,7 @@ typedef struct LGroup {
   bool cancelled, listed;  /* listed: its members are to be cancelled, or just being */
   bool over;               /* its scope has ended */
   bool cut;                /* by a cancel of who waited for the end of the scope, or was about to */
+  int told;                /* so often errors were taken: who has waited meanwhile is told, too */
 } LGroup;
 
 typedef struct LMember {
@@ -185,14 +186,23 @@ static bool take_errors(lua_State *L, LGroup *g) {
   return true;
 }
 
+/* [-0, +1 or 0, m] the first error, also one that somebody else has been told of since `told`. stack: group, ... */
+static bool first_error(lua_State *L, LGroup *g, int told) {
+  if (take_errors(L, g)) return g->told++, true;
+  if (g->told == told || lua_getiuservalue(L, 1, 2) != LUA_TTABLE) return false;
+  lua_rawgeti(L, -1, 1);
+  lua_getfield(L, -1, "error");
+  return true;
+}
+
 /* stack: group, ... */
-static int all_ended(lua_State *L, LGroup *g) {
+static int all_ended(lua_State *L, LGroup *g, int told) {
   g->cancelled = false;
-  if (take_errors(L, g)) return lua_error(L);
+  if (first_error(L, g, told)) return lua_error(L);
   return lua_pushboolean(L, 1), 1;
 }
 
-static int wait_results(lua_State *L, LTicket *tk) { return all_ended(L, tk->op); }
+static int wait_results(lua_State *L, LTicket *tk) { return all_ended(L, tk->op, tk->at); }
 
 static const LWaitOps wait_ops = {.name = "group:wait", .results = wait_results};
 
@@ -200,15 +210,16 @@ static const LWaitOps wait_ops = {.name = "group:wait", .results = wait_results}
 @function group:wait
 @number[opt] timeout seconds
 @treturn boolean true; or nil, "timeout"
-@raise the error of the first that failed, the very value; `group:errors` has them all */
+@raise the error of the first that failed, the very value, for all who wait at that time; `group:errors` has all errors */
 static int group_wait(lua_State *L) {
   LGroup *g = check_group(L);
   int64_t timeout = aioL_opt_ns(L, 2);
   lua_settop(L, 1);
   aioL_checkpoint(L);
-  if (list_empty(&g->members)) return all_ended(L, g);
+  if (list_empty(&g->members)) return all_ended(L, g, g->told);
   LTicket *tk = aioL_ticket(L, aioL_current(L), &wait_ops);
   tk->op = g;
+  tk->at = g->told;
   list_append(&g->waiters, &tk->link);
   return aioL_wait(L, tk, timeout);
 }
@@ -245,12 +256,12 @@ static bool close_settle(LTicket *tk, LOutcome outcome) {
 
 /* stack: group, error of the block or nil. A task's error is not put in the place of another one that is no cancel. Being a
  * wait, it raises what has cancelled it, now that nothing is left behind. */
-static int closed(lua_State *L, LGroup *g) {
+static int closed(lua_State *L, LGroup *g, int told) {
   bool cut = g->cut;
   g->cancelled = g->cut = false;
   g->over = true;
   bool raises = lua_isnil(L, 2) || aioL_is_cancel(L, 2);
-  if (raises && take_errors(L, g)) return lua_error(L);
+  if (raises && first_error(L, g, told)) return lua_error(L);
   while (!list_empty(&g->failed)) { /* the block's own error is on its way: these are reported when collected, now */
     LMember *m = member_at(g->failed.next);
     forget_task(L, m);
@@ -260,18 +271,19 @@ static int closed(lua_State *L, LGroup *g) {
   return 0;
 }
 
-static int wait_for_members(lua_State *L, LGroup *g);
+static int wait_for_members(lua_State *L, LGroup *g, int told);
 
 /* Somebody else may have spawned another one since the last one ended. */
-static int close_results(lua_State *L, LTicket *tk) { return wait_for_members(L, tk->op); }
+static int close_results(lua_State *L, LTicket *tk) { return wait_for_members(L, tk->op, tk->at); }
 
 static const LWaitOps close_ops = {.name = "the end of a group", .results = close_results, .settle = close_settle, .immune = true};
 
-static int wait_for_members(lua_State *L, LGroup *g) {
+static int wait_for_members(lua_State *L, LGroup *g, int told) {
   lua_settop(L, 2);
-  if (list_empty(&g->members)) return closed(L, g);
+  if (list_empty(&g->members)) return closed(L, g, told);
   LTicket *tk = aioL_ticket(L, aioL_current(L), &close_ops);
   tk->op = g;
+  tk->at = told;
   list_append(&g->waiters, &tk->link);
   return aioL_wait(L, tk, AIO_FOREVER);
 }
@@ -281,7 +293,7 @@ static int group_close(lua_State *L) {
   lua_settop(L, 2);
   g->cut = !list_empty(&g->members) && aioL_is_cancelled(L);
   if (!lua_isnil(L, 2) || g->cut) cancel_all(g);
-  return wait_for_members(L, g);
+  return wait_for_members(L, g, g->told);
 }
 
 /* Whoever lets go of a group without waiting leaves tasks like any other behind. */

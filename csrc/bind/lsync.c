@@ -283,6 +283,14 @@ static int rwlock_guard(lua_State *L) {
 @raise when the caller does not hold it */
 static int rwlock_unlock(lua_State *L) { return unlock(L, check_rwlock(L), true); }
 
+static bool holds_twice(const LLock *l, const LHold *h) {
+  for (const AioLink *n = l->holds.next; n != &l->holds; n = n->next) {
+    const LHold *other = container_of(n, LHold, in_lock);
+    if (other != h && other->task == h->task) return true;
+  }
+  return false;
+}
+
 /*** Turns a reader into a writer. Other writers may come in between; when its wait ends by a timeout or a cancel,
 nothing is held.
 @function rwlock:upgrade
@@ -293,6 +301,7 @@ static int rwlock_upgrade(lua_State *L) {
   int64_t timeout = aioL_opt_ns(L, 2);
   LHold *h = find_hold(l, holder(l->rt));
   if (!h || l->exclusive) return luaL_error(L, "only who holds it for reading can upgrade a rwlock");
+  if (holds_twice(l, h)) return luaL_error(L, "deadlock: the caller holds this rwlock twice");
   aioL_checkpoint(L); /* cancelled before: nothing has changed */
   release(h);
   return acquire(L, l, WRITE, timeout, &rwlock_ops[3]);

@@ -1039,3 +1039,99 @@ describe("every object", function()
     drivers.cleanup()
   end)
 end)
+
+describe("the coroutine of a task that has ended", function()
+  local function ended_one(ctx, fn)
+    local co
+    local task = ctx:spawn(function()
+      co = coroutine.running()
+      return fn()
+    end):keep()
+    ctx:run()
+    return co, task
+  end
+
+  it("is not begun again, whatever it has returned", function()
+    local ctx <close> = assert(aio.context())
+    local called = false
+    for _, fn in ipairs {
+      function() return "result" end,
+      function() return function() called = true end end,
+      function() error { "failed" } end,
+    } do
+      local co, task = ended_one(ctx, fn)
+      local before = table.pack(task:join())
+      assert.same({ n = 2, nil, "not suspended" }, table.pack(aio.wake(co, "data")))
+      assert.has_error(function() aio.enter(co) end)
+      assert.has_error(function() ctx:co_schedule(co) end)
+      ctx:run()
+      assert.same(before, table.pack(task:join()))
+      assert.is_false(called)
+    end
+  end)
+
+  it("is dead for whoever resumes it, and join says what has become of the results", function()
+    local ctx <close> = assert(aio.context())
+    local co, task = ended_one(ctx, function() return print end)
+    assert.same({ n = 2, false, "cannot resume dead coroutine" }, table.pack(coroutine.resume(co)))
+    assert.error_matches(function() task:join() end, "the results are gone")
+    co, task = ended_one(ctx, function() return 1 end)
+    coroutine.close(co)
+    assert.error_matches(function() task:join() end, "the results are gone")
+    co, task = ended_one(ctx, error)
+    coroutine.close(co)
+    assert.match("the error is gone", select(2, task:join()))
+  end)
+end)
+
+describe("an adopted coroutine", function()
+  it("that is cancelled before it begins never begins", function()
+    local ctx <close> = assert(aio.context())
+    local begun = false
+    local co = coroutine.create(function() begun = true end)
+    ctx:co_schedule(co)
+    local task = ctx:tasks()[1]
+    task:cancel "why"
+    assert.equal("cancelled", task:status())
+    ctx:run()
+    assert.is_false(begun)
+    assert.equal("dead", coroutine.status(co))
+    assert.equal("why", select(2, task:join()).reason)
+    assert.equal(0, #ctx:tasks())
+  end)
+
+  it("that a finaliser wakes while it is being scheduled is not entered twice", function()
+    local it = require("spec.support.child").run [[
+      local aio = require "aioloop"
+      local ctx, now, hits, calls = aio.default(), false, 0, 0
+      local co
+      local function fin()
+        if now then
+          now = false
+          hits = hits + 1
+          aio.wake(co, "from the finaliser")
+        end
+        setmetatable({}, { __gc = fin })
+      end
+      collectgarbage("incremental", 1, 1000, 30)
+      setmetatable({}, { __gc = fin })
+      for try = 1, 400 do
+        co = coroutine.create(function()
+          coroutine.yield()
+          return function() calls = calls + 1 end
+        end)
+        local schedule = load("local ctx, co = ... return ctx:co_schedule(co, 'a', 'b')", "=chunk" .. try)
+        aio.wake(co)
+        for _ = 1, 100 do local _ = {} end
+        now = true
+        local ok, err = pcall(schedule, ctx, co)
+        now = false
+        assert(ok or err:find "cannot enter" or err:find "already", err)
+        ctx:run()
+      end
+      assert(hits > 0 and calls == 0, calls)
+      io.write "fine"
+    ]]
+    assert.same({ 0, "fine", "" }, { it.code, it.out, it.err })
+  end)
+end)

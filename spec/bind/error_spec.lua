@@ -468,3 +468,130 @@ describe("10^5 callbacks, half of which fail,", function()
     drivers.cleanup()
   end)
 end)
+
+local function said(ok, err)
+  assert.is_false(ok)
+  return (tostring(err):gsub("\n.*", ""))
+end
+
+describe("an error is not lost", function()
+  it("when the run of the function that raises it has ended before", function()
+    local ctx <close> = assert(aio.context())
+    local function late() aio.sleep(0.005) error("late", 0) end
+    ctx:schedule(function() ctx:schedule(ctx.stop, ctx) end)
+    ctx:run(late)
+    assert.equal("late", said(pcall(ctx.run, ctx)))
+    ctx:schedule(function() ctx:schedule(error, "callback") end)
+    assert.equal("callback", said(pcall(ctx.run, ctx, late)))
+    assert.equal("late", said(pcall(ctx.run, ctx)))
+    local told
+    ctx:on_error(function(err) told = err end)
+    ctx:schedule(function() ctx:schedule(ctx.stop, ctx) end)
+    ctx:run(late)
+    ctx:run()
+    assert.match("^late", told)
+  end)
+
+  it("when the context is closed later in the turn", function()
+    local ctx = assert(aio.context())
+    ctx:spawn(error, "of the task")
+    ctx:schedule(ctx.close, ctx)
+    assert.equal("of the task", said(pcall(ctx.poll, ctx)))
+    local told
+    ctx = assert(aio.context())
+    ctx:on_error(function(err) told = err end)
+    ctx:spawn(error, "of the task")
+    ctx:schedule(ctx.close, ctx)
+    ctx:poll()
+    assert.match("^of the task", told)
+  end)
+
+  it("when a join that polls ends with another one", function()
+    local ctx <close> = assert(aio.context())
+    local task = ctx:spawn(function() error("of the task", 0) end)
+    ctx:schedule(error, "callback")
+    assert.equal("callback", said(pcall(task.join, task)))
+    local errors = ctx:stats().errors
+    assert.equal(2, #errors)
+    assert.match("^of the task", errors[2])
+    assert.is_false((task:join()))
+    task = ctx:spawn(function() error("joined", 0) end)
+    assert.is_false((task:join()))
+    ctx:run()
+  end)
+
+  it("when a finaliser collects one at the same time", function()
+    local it = child.run [[
+      local aio = require "aioloop"
+      local ctx, now, fired, both = aio.default(), false, false, 0
+      local function fin()
+        if now then
+          now = false
+          ctx:schedule(function() error("inner", 0) end)
+          ctx:poll(false)
+          fired = true
+        end
+        setmetatable({}, { __gc = fin })
+      end
+      collectgarbage("incremental", 1, 1000, 30)
+      setmetatable({}, { __gc = fin })
+      for i = 1, 3000 do
+        for _ = 1, i % 50 do local _ = {} end
+        fired = false
+        ctx:schedule(function() local err = {} now = true error(err) end)
+        pcall(ctx.poll, ctx)
+        now = false
+        if fired then
+          assert(#ctx:stats().errors == 2, #ctx:stats().errors)
+          both = both + 1
+        end
+      end
+      io.write(both > 0 and "fine" or "not tried")
+    ]]
+    assert.same({ 0, "fine", "" }, { it.code, it.out, it.err })
+  end)
+
+  it("of a coroutine that was entered outside of any turn", function()
+    local ctx <close> = assert(aio.context())
+    local mutex = aio.mutex()
+    ctx:run(function() end)
+    local co = coroutine.create(function() mutex:lock() end)
+    aio.wake(co)
+    assert.match("ended while it held a mutex", said(pcall(aio.run)))
+  end)
+
+  it("of a second context that fails in the same advance", function()
+    local clock = aio.clock.virtual
+    local one <close> = aio.context { clock = "virtual" }
+    local two <close> = aio.context { clock = "virtual" }
+    one:timer(error, "one"):arm(1)
+    two:timer(error, "two"):arm(1)
+    assert.equal("one", said(pcall(clock.advance, clock, 1)))
+    assert.equal("two", said(pcall(two.poll, two, false)))
+  end)
+end)
+
+describe("tasks that fail together", function()
+  it("are reported in their order, also when the handler polls", function()
+    local ctx <close> = assert(aio.context())
+    local told = {}
+    ctx:on_error(function(err)
+      told[#told + 1] = err:match "^e%d"
+      ctx:poll(false)
+    end)
+    for i = 1, 4 do ctx:spawn(function() error("e" .. i, 0) end) end
+    ctx:run()
+    assert.same({ "e1", "e2", "e3", "e4" }, told)
+  end)
+end)
+
+describe("a run whose function leaves sleepers behind", function()
+  it("raises the deadlock when they have been cancelled and have ended", function()
+    local ctx <close> = assert(aio.context())
+    local left
+    assert.match("deadlock", said(pcall(ctx.run, ctx, function() left = aio.spawn(aio.suspend) end)))
+    assert.equal("cancelled", left:status())
+    assert.equal(0, #ctx:tasks())
+    assert.equal(7, ctx:run(function() return 7 end))
+  end)
+end)

@@ -595,3 +595,46 @@ describe("group", function()
     assert.error(function() group.errors() end)
   end)
 end)
+
+describe("a group that several wait for", function()
+  drivers.each(function(d)
+    it("tells each of them of the first error, and its block, too", function()
+      local ctx, seen = d.context(), {}
+      tasks.run(d, ctx, function()
+        local group = aio.group()
+        group:spawn(function() aio.sleep(0.001) error("child", 0) end)
+        local waits = {}
+        for i = 1, 3 do waits[i] = aio.spawn(group.wait, group) end
+        for i = 1, 3 do seen[i] = select(2, waits[i]:join()) end
+        assert.is_true(group:wait()) -- who comes later hears nothing
+        local beside
+        local ok, err = pcall(function()
+          local block <close> = aio.group()
+          block:spawn(function() aio.sleep(0.001) error("child", 0) end)
+          beside = aio.spawn(pcall, block.wait, block)
+          aio.yield()
+        end)
+        assert.same({ false, "child" }, { ok, err })
+        assert.same({ true, false, "child" }, { beside:join() })
+      end)
+      assert.same({ "child", "child", "child" }, seen)
+    end)
+  end)
+end)
+
+describe("a function that is cancelled by itself", function()
+  it("is no result of map or gather", function()
+    local ctx <close> = assert(aio.context())
+    ctx:run(function()
+      local function itself(x)
+        if x == 2 then aio.self():cancel() aio.yield() end
+        return x
+      end
+      assert.error_matches(function() aio.map({ 1, 2, 3, 4 }, itself, 1) end, "map: a call was cancelled by itself")
+      assert.error_matches(function()
+        aio.gather(function() return 1 end, function() return itself(2) end)
+      end, "gather: a function was cancelled by itself")
+      assert.same({ 1, 3, n = 2 }, aio.map({ 1, 3 }, itself))
+    end)
+  end)
+end)

@@ -928,3 +928,29 @@ describe("an error of a task", function()
     assert.equal(0, told)
   end)
 end)
+
+describe("the report of a deadlock", function()
+  it("survives a finaliser that closes the context", function()
+    local it = child.run [[
+      local aio = require "aioloop"
+      local ctx = aio.context()
+      for _ = 1, 50 do ctx:spawn(function() aio.suspend() end) end
+      collectgarbage()
+      collectgarbage("incremental", 1, 1000, 30)
+      local now
+      local function arm()
+        setmetatable({}, { __gc = function() if now then ctx:close() else arm() end end })
+      end
+      for _ = 1, 2000 do local _ = {} end
+      ctx:schedule(function()
+        now = true
+        arm()
+      end)
+      local ok, err = pcall(ctx.run, ctx)
+      assert(not ok and err:find "deadlock", err)
+      assert(not err:find "nothing, which", err)
+      io.write "fine"
+    ]]
+    assert.same({ 0, "fine", "" }, { it.code, it.out, it.err })
+  end)
+end)

@@ -942,3 +942,100 @@ describe("stream:buffered", function()
     a:close()
   end)
 end)
+
+describe("a stream", function()
+  it("that was used on a context goes on with one in its place, on another backend", function()
+    for _, backend in ipairs { "poll", "epoll", "poll", "epoll" } do
+      local a, b = aio.socketpair()
+      for _, first in ipairs { "epoll", "poll" } do
+        local ctx = assert(aio.context { backend = first })
+        a:settimeout(0.001)
+        ctx:run(function() assert.same({ n = 2, nil, "timeout" }, table.pack(a:readsome())) end)
+        ctx:close()
+        ctx = nil -- luacheck: ignore
+        collectgarbage()
+        collectgarbage()
+        local other <close> = assert(aio.context { backend = backend })
+        a:settimeout(5)
+        other:run(function()
+          aio.spawn(function()
+            aio.yield()
+            b:write "hi"
+          end)
+          assert.equal("hi", a:readsome())
+        end)
+      end
+      a:close()
+      b:close()
+    end
+  end)
+
+  it("forgets a lost write with its fd", function()
+    local ctx <close> = assert(aio.context())
+    ctx:run(function()
+      local a, b = aio.socketpair()
+      local c, d = aio.socketpair()
+      a:setbound(1 << 24)
+      a:write(("x"):rep(1 << 22))
+      b:close()
+      while a:write "y" do aio.yield() end
+      local fd = c:getfd()
+      c:setfd(-1)
+      assert.equal(a, a:setfd(fd))
+      assert.equal(a, a:write "hello")
+      assert.equal("hello", d:readsome())
+      a:close()
+      d:close()
+    end)
+  end)
+
+  it("writes no memory that a finaliser has freed", function()
+    local it = child.run [[
+      local aio = require "aioloop"
+      local function full(bytes)
+        local a, b = aio.socketpair()
+        a:setbound(1 << 26)
+        a:write(("x"):rep(bytes))
+        return a, b
+      end
+      for _, queued in ipairs { 0, 1 << 19 } do
+        local a, b = full(queued)
+        local elsewhere = full(1 << 19)
+        local buffer = aio.buffer(5000)
+        buffer:set(("z"):rep(5000))
+        local target
+        local meta = {}
+        function meta.__gc()
+          if target then
+            local it = target
+            target = nil
+            elsewhere:write(it)
+            it:set "CHANGED"
+            elsewhere:close()
+          end
+          setmetatable({}, meta)
+        end
+        local number = 1 + 0.5
+        setmetatable({}, meta)
+        collectgarbage("incremental", 1, 1000, 40)
+        collectgarbage()
+        target = buffer
+        local ok, err = pcall(a.write, a, buffer, number, "tail")
+        assert(ok or err:find "was changed while", err)
+        target = nil
+        collectgarbage("incremental", 200, 100, 13)
+        b:settimeout(0.05)
+        local got = {}
+        local some
+        repeat
+          some = b:readsome()
+          got[#got + 1] = some
+        until not some
+        got = table.concat(got):sub(queued + 1)
+        assert(got == "" or got == "CHANGED1.5tail" or got == ("z"):rep(5000) .. "1.5tail", #got)
+      end
+      io.write "fine"
+    ]]
+    assert.same({ 0, "fine", "" }, { it.code, it.out, it.err })
+  end)
+end)

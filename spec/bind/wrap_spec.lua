@@ -450,3 +450,24 @@ describe("a generator", function()
     assert.equal("function", type(aio.wrap(print)))
   end)
 end)
+
+describe("a generator whose coroutine the script has kept", function()
+  it("may be gone before that ends", function()
+    local it = require("spec.support.child").run [[
+      local aio = require "aioloop"
+      for _, last in ipairs { error, tostring } do
+        local co
+        local generator = aio.wrap(function() co = coroutine.running() coroutine.yield(1) last "x" end)
+        assert(generator() == 1)
+        generator = nil
+        collectgarbage()
+        collectgarbage()
+        for i = 1, 100 do local _ = ("junk"):rep(i) end
+        assert(coroutine.resume(co))
+        assert(coroutine.status(co) ~= "running")
+      end
+      io.write "fine"
+    ]]
+    assert.same({ 0, "fine", "" }, { it.code, it.out, it.err })
+  end)
+end)
