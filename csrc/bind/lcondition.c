@@ -36,7 +36,8 @@ static const char *refuse(const LCondition *cond, const LLock *m) {
   return NULL;
 }
 
-/*** Unlocks the mutex, waits for a signal, and locks it again: also after a timeout, and before a cancel is raised.
+/*** Unlocks the mutex, waits for a signal, and locks it again: also after a timeout, and before a cancel is raised. Where a wait
+outside of tasks ends with the error of a callback, it is locked again unless somebody else has it.
 @function condition:wait
 @tparam mutex mutex held by the caller; the same for all who wait at a time
 @number[opt] timeout seconds

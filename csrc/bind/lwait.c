@@ -279,8 +279,10 @@ static int poll_until_taken(lua_State *L, LTicket *tk) {
   }
   aioL_polls(rt, NULL);
   if (!stuck && !errors) return results(L, tk);
+  bool settles = tk->ops->settle; /* a condition's mutex is locked again, if it can be had at once: the caller goes on */
+  if (settles) aioL_take_quietly(tk, L_TIMEOUT, 0);
   aioL_take_quietly(tk, L_CLOSED, 0);
-  aioL_ticket_abandon(L, tk);
+  if (!settles) aioL_ticket_abandon(L, tk);
   aioL_ticket_drop(tk);
   if (errors) aioL_raise(L, c);
   return luaL_error(L, "deadlock: %s waits and nothing is left that could end it", name);

@@ -1041,25 +1041,22 @@ describe("every object", function()
 end)
 
 describe("the coroutine of a task that has ended", function()
-  local function ended_one(ctx, fn)
+  local function ended_one(ctx, fn, kept)
     local co
     local task = ctx:spawn(function()
       co = coroutine.running()
       return fn()
-    end):keep()
-    ctx:run()
+    end)
+    if kept then task:keep() end
+    pcall(ctx.run, ctx)
     return co, task
   end
 
   it("is not begun again, whatever it has returned", function()
     local ctx <close> = assert(aio.context())
     local called = false
-    for _, fn in ipairs {
-      function() return "result" end,
-      function() return function() called = true end end,
-      function() error { "failed" } end,
-    } do
-      local co, task = ended_one(ctx, fn)
+    local function check(fn, kept)
+      local co, task = ended_one(ctx, fn, kept)
       local before = table.pack(task:join())
       assert.same({ n = 2, nil, "not suspended" }, table.pack(aio.wake(co, "data")))
       assert.has_error(function() aio.enter(co) end)
@@ -1067,6 +1064,14 @@ describe("the coroutine of a task that has ended", function()
       ctx:run()
       assert.same(before, table.pack(task:join()))
       assert.is_false(called)
+    end
+    for _, fn in ipairs {
+      function() return "result" end,
+      function() return function() called = true end end,
+      function() error { "failed" } end,
+    } do
+      check(fn, false)
+      check(fn, true)
     end
   end)
 

@@ -1169,3 +1169,22 @@ describe("rwlock:upgrade", function()
     end)
   end)
 end)
+
+describe("condition:wait outside of tasks", function()
+  it("has its mutex again when the error of a callback ends it", function()
+    local function check(how)
+      local mutex, condition = aio.mutex(), aio.condition()
+      mutex:lock()
+      aio.default():timer(function()
+        if how == "signal" then condition:signal() end
+        error("callback", 0)
+      end):arm(0.002)
+      local ok, err = pcall(condition.wait, condition, mutex, how == "timeout" and 0.002 or nil)
+      assert.is_false(ok)
+      assert.match("^callback", err)
+      mutex:unlock()
+      assert.is_false(mutex:locked())
+    end
+    for _, how in ipairs { "signal", "timeout", "neither" } do check(how) end
+  end)
+end)
