@@ -83,9 +83,10 @@ void aioL_push_task(lua_State *L, LTask *t) {
 static int join_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, false); }
 static int await_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, true) - 1; }
 
-/* Who polled for it hears of another error instead. */
+/* Who polled for it hears of another error instead, and still has the task on its stack. */
 static void join_revoke(lua_State *L, LTicket *tk) {
   LTask *t = tk->op;
+  if (!tk->polls) return;
   if (t->state != L_BROKEN || t->joined || t->c->closed) return;
   t->joined = true;
   aioL_report_in(L, t->c, t);

@@ -61,9 +61,17 @@ end
 
 local methods = {}
 
+-- The object makes room for as much as it is asked for; no datagram is as long as this.
+local function sane(size)
+  local n = tonumber(size)
+  if not n then return size end
+  return n > 0 and math.min(n, 1 << 24) or 0 -- not a number: 0
+end
+
 for name, want in pairs { receive = READ, receivefrom = READ, send = WRITE, sendto = WRITE } do
   methods[name] = function(self, ...)
     local udp = check(self, name)
+    if want == READ then return insist(self, want, udp[name], sane((...))) end
     return insist(self, want, udp[name], ...)
   end
 end
