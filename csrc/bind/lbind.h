@@ -96,6 +96,8 @@ struct LContext {
   bool closed, stopping;
   bool lost;          /* an error that could not be collected, for want of memory or of C stack, is in the side table */
   AioLink flights;    /* lpool.c: jobs in flight, and those whose results nobody has fetched */
+  LTask *awaited;     /* the same, but somebody was told of it who is to take the error */
+  bool reporting;     /* the failed are being told of */
   LTask *failed, *failed_last; /* ended with an error in this turn, to be reported at its end, in their order (lco.c) */
   AioClock clock;     /* of sleeps, timeouts and timers that name none */
   LSlot *slots;       /* [0] is unused */
@@ -285,7 +287,7 @@ struct LTask {
   uint8_t raised;     /* how often a cancel was raised in it, up to 2 */
   bool unref : 1, keep : 1, adopted : 1, joined : 1, cancelled : 1;
   bool willed : 1;    /* has a will */
-  bool awaited : 1;   /* who polls until it has ended will take the error, or report it */
+  bool awaited : 1;   /* somebody was told of its end who is to take the error */
   AioCo co;
   LTicket ticket;
 };
@@ -306,7 +308,8 @@ static inline bool aioL_task_ended(const LTask *t) { return t->state >= L_ENDED;
 void aioL_finish(LContext *c, LTask *t, LState state);
 void aioL_tasks_drop(lua_State *L, LContext *c);     /* [-0, +0, -] the context is closing */
 void aioL_report_soon(LContext *c, LTask *t);        /* an anchored one that has failed: at the end of the turn, unless it is joined */
-void aioL_report_unjoined(LContext *c);              /* at the end of a turn */
+void aioL_report_unjoined(lua_State *L, LContext *c); /* [-0, +0, -] at the end of a turn */
+void aioL_report_closing(lua_State *L, LContext *c); /* [-0, +0, -] there will be no end of this turn */
 bool aioL_fresh(lua_State *co);                      /* a function that has not begun */
 bool aioL_sealed(lua_State *co);                     /* it has what an ended task has left, below a value that is not its own */
 bool aioL_resumable(lua_State *co);
@@ -325,6 +328,7 @@ void aioL_make_will(lua_State *L, int idx);          /* [-0, +0, m] of the task 
 LTask *aioL_willed(lua_State *L, LRuntime *rt, int idx); /* [-0, +0, -] by its thread; NULL: none that has a will */
 void aioL_push_thread(lua_State *L, LTask *t);       /* [-0, +1, m] */
 void aioL_push_weak(lua_State *L, LContext *c, int key, const char *mode); /* [-0, +1, m] of the side table, made at first use */
+void aioL_task_push_value(lua_State *L, LTask *t);   /* [-0, +1, -] the error of a failed one */
 int aioL_task_push_error(lua_State *L, LTask *t);    /* [-0, +1, -] of a failed one, with its traceback if it is a string */
 int aioL_task_results(lua_State *L, LTask *t, bool raise); /* [-0, +n, e] true, ... | false, err; or raises err */
 int aioL_task_wake(lua_State *L), aioL_task_traceback(lua_State *L), aioL_task_info(lua_State *L); /* in lwake.c, lreport.c */

@@ -187,7 +187,7 @@ typedef struct Until {
 
 static bool turned(void *opaque) {
   const Until *u = opaque;
-  if (u->c->failed) aioL_report_unjoined(u->c);
+  aioL_report_unjoined(u->c->L, u->c);
   return ((u->c->errors || u->c->lost) && u->c->depth == 1) || u->done(u->c, u->main);
 }
 
@@ -208,7 +208,7 @@ bool aioL_turn(lua_State *L, LContext *c, int64_t limit_ns) {
   if (!aioL_enter(L, c, &f)) return luaL_error(L, "attempt to use a closed context"); /* it is being collected */
   aio_context_set_home(c->core);
   bool progress = aio_poll(c->core, limit_ns);
-  aioL_report_unjoined(c);
+  aioL_report_unjoined(L, c);
   aioL_leave(L, &f);
   lua_settop(L, top);
   return progress;
@@ -229,7 +229,7 @@ void aioL_around(AioFn *turn, void *turn_opaque, void *opaque) {
   }
   aioL_context_ref(c);
   turn(turn_opaque);
-  aioL_report_unjoined(c);
+  aioL_report_unjoined(L, c);
   if (!lent && c->depth == 1) aioL_warn_errors(c);
   if (lent && c->errors && !c->rt->erred) c->rt->erred = c;
   aioL_leave(L, &f);

@@ -53,10 +53,11 @@ bool aioL_dead(lua_State *co) {
 /* Who joins many that end in this turn goes on when all of them have. */
 static void take_joiners(LTask *t) {
   for (LTicket *tk; t->ties && (tk = aioL_ticket_first(&t->ties->joiners));) {
-    if (tk->polls)
-      t->awaited = true;
-    else
+    const LTask *joiner = tk->polls ? NULL : aioL_task_of(tk);
+    if (joiner && joiner->c != t->c)
       t->joined = true;
+    else
+      t->awaited |= !joiner || !aioL_dead(joiner->L);
     aioL_take_last(tk, L_DONE, 0); /* leaves the list */
   }
 }
@@ -171,11 +172,32 @@ void aioL_report_soon(LContext *c, LTask *t) {
   c->failed_last = t;
 }
 
+/* Whoever was told of its end takes the error, in this turn or before the end of the next one. If not, it is reported then. */
+static void await_joiner(LContext *c, LTask *t) {
+  t->next_failed = c->awaited;
+  c->awaited = t;
+}
+
+static void end_awaiting(lua_State *L, LContext *c) {
+  for (LTask *t; (t = c->awaited);) {
+    c->awaited = t->next_failed;
+    if (t->joined) {
+      aioL_unanchor(L, c, &t->slot);
+      continue;
+    }
+    aioL_report_soon(c, t);
+    aio_notify(c->core); /* there may be no other reason for a turn */
+  }
+}
+
 static void leave_loop(lua_State *L, LContext *c, LTask *t) {
   if (t->ties && t->ties->member) aioL_member_ended(c, t);
   untie(L, t);
-  if (t->state == L_BROKEN && !t->joined && !t->awaited) {
-    aioL_report_soon(c, t);
+  if (t->state == L_BROKEN && !t->joined) {
+    if (t->awaited)
+      await_joiner(c, t);
+    else
+      aioL_report_soon(c, t);
   } else {
     aioL_unanchor(L, c, &t->slot);
   }
@@ -306,18 +328,34 @@ LTask *aioL_check_task(lua_State *L, int idx) {
   return t ? t : aioL_check(L, idx, L_TASK);
 }
 
-void aioL_report_unjoined(LContext *c) {
-  lua_State *L = c->L;
+static void report_failed(lua_State *L, LContext *c) {
+  if (c->reporting) return; /* the handler has closed the context, or polled */
+  c->reporting = true;
   while (c->failed && !c->closed) {
     LTask *t = c->failed;
     c->failed = t->next_failed;
+    aioL_push_task(L, t); /* the handler may close the context */
     if (!t->joined && !t->keep) {
       t->joined = true;
-      lua_pushnil(L);
-      aioL_report(c, NULL, t);
+      aioL_report_in(L, c, t);
     }
     aioL_unanchor(L, c, &t->slot);
+    lua_pop(L, 1);
   }
+  c->reporting = false;
+}
+
+void aioL_report_unjoined(lua_State *L, LContext *c) {
+  if (!c->failed && !c->awaited) return;
+  if (c->closed || !lua_checkstack(L, 4)) return;
+  report_failed(L, c);
+  if (!c->closed) end_awaiting(L, c);
+}
+
+void aioL_report_closing(lua_State *L, LContext *c) {
+  if ((!c->failed && !c->awaited) || c->closed || !lua_checkstack(L, 4)) return;
+  end_awaiting(L, c);
+  report_failed(L, c);
 }
 
 /* The task in a slot; NULL: free, or another kind of owner. */
@@ -351,5 +389,5 @@ void aioL_tasks_drop(lua_State *L, LContext *c) {
     t->slot = 0;
     c->slots[i].next_free = 0;
   }
-  c->failed = NULL;
+  c->failed = c->awaited = NULL;
 }

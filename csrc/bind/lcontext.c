@@ -246,20 +246,12 @@ void aioL_anchors_clear(lua_State *L, LContext *c) {
   lua_pop(L, 1);
 }
 
-/* In this turn, which will not come to its end. */
-static void report_failed(lua_State *L, LContext *c) {
-  lua_State *outer = c->L;
-  c->L = L;
-  aioL_report_unjoined(c);
-  c->L = outer;
-}
-
 /*** Closes the context: whatever is pending on it is dropped without being called. Also `<close>`; twice is fine.
 @function context:close */
 static int ctx_close(lua_State *L) {
   LContext *c = ((LContextBox *)aioL_check(L, 1, L_CONTEXT))->c;
   if (!c) return 0;
-  if (c->failed && !c->closed) report_failed(L, c);
+  aioL_report_closing(L, c);
   close_context(L, c);
   if (!c->depth) aioL_anchors_clear(L, c);
   return 0;

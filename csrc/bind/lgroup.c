@@ -168,8 +168,7 @@ static bool take_errors(lua_State *L, LGroup *g) {
   lua_Integer n = 0;
   for (lua_createtable(L, 0, 1); !list_empty(&g->failed); lua_createtable(L, 0, 1)) { /* a finaliser may take them just now */
     LMember *m = member_at(g->failed.next);
-    lua_pushvalue(m->t->L, 1);
-    lua_xmove(m->t->L, L, 1);
+    aioL_task_push_value(L, m->t);
     lua_setfield(L, -2, "error"); /* boxed: it may be nil */
     lua_rawseti(L, -2, ++n);
     m->t->joined = true;

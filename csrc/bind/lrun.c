@@ -61,7 +61,7 @@ static int run_protected(lua_State *L) {
     aioL_turns(L, c, finished, main);
     aioL_raise(L, c);
   }
-  if (c->failed && !c->closed) aioL_turn(L, c, 0); /* a handle was collected since */
+  while ((c->failed || c->awaited) && !c->closed && !c->reporting) aioL_turn(L, c, 0); /* a handle was collected since, say */
   if (!c->closed) aioL_raise(L, c);                /* or something went wrong outside of any turn */
   return 0;
 }

@@ -83,22 +83,24 @@ void aioL_push_task(lua_State *L, LTask *t) {
 static int join_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, false); }
 static int await_results(lua_State *L, LTicket *tk) { return aioL_task_results(L, tk->op, true) - 1; }
 
-/* Who polled for it hears of another error instead, and still has the task on its stack. */
-static void join_revoke(lua_State *L, LTicket *tk) {
-  LTask *t = tk->op;
-  if (!tk->polls) return;
-  if (t->state != L_BROKEN || t->joined || t->c->closed) return;
-  t->joined = true;
-  aioL_report_in(L, t->c, t);
-}
-
-static const LWaitOps join_ops = {.name = "task:join", .results = join_results, .revoke = join_revoke};
-static const LWaitOps await_ops = {.name = "aio.await", .results = await_results, .revoke = join_revoke};
+static const LWaitOps join_ops = {.name = "task:join", .results = join_results};
+static const LWaitOps await_ops = {.name = "aio.await", .results = await_results};
 
 /* The script has closed its thread, or resumed it, which it may. */
-static bool robbed(const LTask *t) { return (t->state == L_BROKEN || t->nargs) && !aioL_sealed(t->L); }
+static bool robbed(const LTask *t) {
+  bool left = t->state == L_ENDED ? t->nargs > 0 : t->state == L_BROKEN || t->ending == L_CANCELLED;
+  return left && !aioL_sealed(t->L);
+}
+
+void aioL_task_push_value(lua_State *L, LTask *t) {
+  if (robbed(t))
+    lua_pushliteral(L, "the error is gone: the task's coroutine was closed or resumed after its end");
+  else
+    lua_pushvalue(t->L, 1), lua_xmove(t->L, L, 1);
+}
 
 int aioL_task_push_error(lua_State *L, LTask *t) {
+  if (robbed(t)) return aioL_task_push_value(L, t), 1;
   lua_pushvalue(t->L, lua_type(t->L, 1) == LUA_TSTRING && lua_toboolean(t->L, 2) ? 2 : 1);
   lua_xmove(t->L, L, 1);
   return 1;
@@ -117,14 +119,10 @@ int aioL_task_results(lua_State *L, LTask *t, bool raise) {
     return n + 1;
   }
   if (!raise) lua_pushboolean(L, 0);
-  if (t->state == L_CANCELLED && t->ending != L_CANCELLED) { /* it never began, or was closed, or its context was */
+  if (t->state == L_CANCELLED && (t->ending != L_CANCELLED || robbed(t))) /* or it never began, or its context was closed */
     aioL_push_cancel(L, t);
-  } else if (robbed(t)) {
-    lua_pushliteral(L, "the error is gone: the task's coroutine was closed or resumed after its end");
-  } else {
-    lua_pushvalue(t->L, 1);
-    lua_xmove(t->L, L, 1);
-  }
+  else
+    aioL_task_push_value(L, t);
   return raise ? lua_error(L) : 2;
 }
 

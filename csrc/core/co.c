@@ -25,6 +25,12 @@ static void begin(AioContext *ctx, AioCo *co) {
 
 static AioLink *due(AioContext *ctx) { return aio__bhs_due(ctx) || aio__next_round(ctx) ? aio__bhs_ready_co(ctx) : NULL; }
 
+/* Before whoever is woken still when the stretch is over: they may wake one another for ever. */
+void aio__wake_last(AioContext *ctx) {
+  list_append_all(&ctx->last, &ctx->woken);
+  list_append_all(&ctx->woken, &ctx->last);
+}
+
 /* Who comes next, taken from its queue: somebody who was woken, or who is due in this turn; `fn`: if it is entered by that. */
 static AioCo *next(AioContext *ctx, AioFn *fn) {
   AioStretch *s = ctx->stretch;
@@ -32,7 +38,7 @@ static AioCo *next(AioContext *ctx, AioFn *fn) {
   bool woken = l != &ctx->woken && --s->left > 0;
   if (!woken && !(l = s->in_turn ? due(ctx) : NULL)) {
     if (list_empty(&ctx->last) || aio__bhs_due(ctx)) return NULL;
-    list_append_all(&ctx->woken, &ctx->last);
+    aio__wake_last(ctx);
     return next(ctx, fn);
   }
   AioCo *co = container_of(l, AioCo, bh.link);
@@ -69,7 +75,7 @@ void *aio_co_next(AioContext *ctx, AioFn *fn) {
 bool aio__cos_woken(const AioContext *ctx) { return !list_empty(&ctx->woken) || !list_empty(&ctx->last); }
 
 bool aio__woken_run(AioContext *ctx) {
-  list_append_all(&ctx->woken, &ctx->last);
+  aio__wake_last(ctx);
   if (list_empty(&ctx->woken)) return false;
   AioLink *l = ctx->woken.next;
   list_unlink(l);
@@ -111,7 +117,7 @@ void aio_co_close(AioCo *co) {
 }
 
 void aio__co_drop(AioContext *ctx) {
-  list_append_all(&ctx->woken, &ctx->last);
+  aio__wake_last(ctx);
   while (!list_empty(&ctx->woken)) {
     AioLink *l = ctx->woken.next;
     list_unlink(l);

@@ -300,7 +300,7 @@ bool aio__next_round(AioContext *ctx) {
 
 void aio__nest(AioContext *ctx, AioOuter *outer, AioTestFn *over, void *opaque) {
   *outer = (AioOuter){ctx->running, ctx->over, ctx->over_opaque};
-  list_append_all(&ctx->woken, &ctx->last); /* what a nested turn waits for may need them */
+  aio__wake_last(ctx); /* what a nested turn waits for may need them */
   ctx->running = NULL; /* a callback in a nested turn is not inside the coroutine that polls */
   ctx->over = over;
   ctx->over_opaque = opaque;

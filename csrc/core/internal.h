@@ -204,6 +204,7 @@ void aio__bhs_drop(AioContext *ctx);
 void aio__co_run(AioContext *ctx, AioCo *co);  /* enters co, then all it woke */
 void aio__cos_run(AioContext *ctx, AioCo *co); /* and those that are due behind it */
 bool aio__cos_woken(const AioContext *ctx);
+void aio__wake_last(AioContext *ctx);          /* those behind what is due come next */
 bool aio__woken_run(AioContext *ctx);          /* all of them */
 void aio__co_drop(AioContext *ctx);
 

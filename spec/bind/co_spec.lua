@@ -554,6 +554,25 @@ describe("join", function()
       assert.equal(ran .. "joined 1,joined 2,joined 3,later 1,later 2,later 3", table.concat(log, ","))
     end)
 
+    it("is not kept back by two that wake each other for ever", function()
+      local ctx = d.context()
+      local a, b
+      a = ctx:spawn(function() while true do aio.suspend() b:wake() end end)
+      b = ctx:spawn(function()
+        a:wake()
+        while true do
+          aio.suspend()
+          a:wake()
+        end
+      end)
+      local task = ctx:spawn(function() aio.sleep(0.001) end)
+      local joiner = ctx:spawn(task.join, task)
+      d.wait(ctx, ended(joiner))
+      a:cancel()
+      b:cancel()
+      d.wait(ctx, ended(a, b))
+    end)
+
     it("is in time for tasks that fail together and are joined one after the other", function()
       local ctx, heard, seen = d.context(), {}, {}
       ctx:on_error(function(err) heard[#heard + 1] = err end)

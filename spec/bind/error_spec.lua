@@ -511,9 +511,7 @@ describe("an error is not lost", function()
     local task = ctx:spawn(function() error("of the task", 0) end)
     ctx:schedule(error, "callback")
     assert.equal("callback", said(pcall(task.join, task)))
-    local errors = ctx:stats().errors
-    assert.equal(2, #errors)
-    assert.match("^of the task", errors[2])
+    assert.equal("of the task", said(pcall(ctx.run, ctx)))
     assert.is_false((task:join()))
     task = ctx:spawn(function() error("joined", 0) end)
     assert.is_false((task:join()))
@@ -568,6 +566,99 @@ describe("an error is not lost", function()
     two:timer(error, "two"):arm(1)
     assert.equal("one", said(pcall(clock.advance, clock, 1)))
     assert.equal("two", said(pcall(two.poll, two, false)))
+  end)
+end)
+
+describe("the error of a task whose joiner was killed", function()
+  local function told_by(ctx)
+    local told = {}
+    ctx:on_error(function(err) told[#told + 1] = tostring(err):match "^%w+" end)
+    return told
+  end
+
+  local function failing(after)
+    for _ = 1, after do aio.yield() end
+    error("lost", 0)
+  end
+
+  it("before, or between its end and the joiner's turn, is reported", function()
+    for kill = 0, 3 do
+      local ctx <close> = assert(aio.context())
+      local told, co = told_by(ctx), nil
+      local task = ctx:spawn(failing, 2)
+      ctx:spawn(function()
+        co = coroutine.running()
+        task:join()
+      end)
+      ctx:spawn(function()
+        for _ = 1, kill do aio.yield() end
+        coroutine.close(co)
+      end)
+      ctx:run()
+      assert.same(kill < 3 and { "lost" } or {}, told)
+      assert.is_false((task:join()))
+    end
+  end)
+
+  it("is held until it is", function()
+    local it = child.run [[
+      local aio = require "aioloop"
+      local ctx, co = aio.default(), nil
+      ctx:on_error(function() end)
+      ctx:spawn(function()
+        co = coroutine.running()
+        return aio.spawn(function() aio.yield() error {} end):join()
+      end)
+      ctx:spawn(function()
+        aio.yield()
+        aio.yield()
+        coroutine.close(co)
+        collectgarbage()
+        collectgarbage()
+        junk = {}
+        for i = 200, 400 do for k = 1, 5 do junk[#junk + 1] = ("\4"):rep(i) .. k end end
+      end)
+      ctx:run()
+      local task = ctx:spawn(function() error {} end):keep()
+      ctx:on_error(function()
+        ctx:close()
+        collectgarbage()
+        collectgarbage()
+      end)
+      ctx:poll(false)
+      task = nil
+      collectgarbage()
+      collectgarbage()
+      ctx:close()
+      io.write "fine"
+    ]]
+    assert.same({ 0, "fine", "" }, { it.code, it.out, it.err })
+  end)
+
+  it("that the script has closed is not nil", function()
+    for _, rob in ipairs { coroutine.close, coroutine.resume } do
+      local ctx <close> = assert(aio.context())
+      local co, err
+      ctx:on_error(function(e) err = e end)
+      ctx:spawn(function()
+        co = coroutine.running()
+        error {}
+      end)
+      ctx:spawn(function() rob(co) end)
+      ctx:poll(false)
+      assert.match("the error is gone", err)
+      local cancelled = ctx:spawn(function()
+        co = coroutine.running()
+        aio.sleep(10)
+      end)
+      ctx:poll(false)
+      cancelled:cancel "why"
+      ctx:poll(false)
+      rob(co)
+      err = select(2, cancelled:join())
+      assert.is_true(aio.is_cancelled(err))
+      assert.equal("why", err.reason)
+    end
   end)
 end)
 
