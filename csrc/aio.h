@@ -214,13 +214,14 @@ typedef struct AioWatch {
 
 /* Calls `ready` in every turn that finds fd ready in direction dir (read: IN, HUP or ERR; write: OUT, ERR, or HUP without
  * a reader). Level-triggered. The loop never closes fd. With backend io_uring the kernel keeps the file of a watched fd
- * open: a peer sees that fd was closed when the watch is closed too, at the end of that turn.
+ * open: a peer sees that fd was closed when the watch is closed too, at the end of that turn. `test` is NULL, or what busy
+ * polling asks whether there is something.
  * -EEXIST: the direction has a watch; -EPERM: an fd that cannot be watched, such as a regular file; -EBADF, -ELOOP,
  * -ENOMEM, -ENOSPC, -ESHUTDOWN. */
 int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, AioTestFn *test, void *opaque);
 /* The same for a watch that was open before on the same fd, and is all zero at first: while ctx is the same and the kernel
- * still has its registration, nothing is asked of it. -EBADF also when it is known that the number is another file's by now; where it
- * is not known yet, the watch is lost soon. */
+ * still has its registration, nothing is asked of it. -EBADF also when it is known that the number is another file's by
+ * now; where it is not known yet, the watch is lost soon. */
 int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque);
 void aio_watch_close(AioWatch *w);
 /* Calls `ready` in this turn or the next, whether the fd is ready or not. */

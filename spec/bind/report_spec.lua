@@ -948,7 +948,7 @@ describe("the report of a deadlock", function()
       end)
       local ok, err = pcall(ctx.run, ctx)
       assert(not ok and err:find "deadlock", err)
-      assert(not err:find "nothing, which", err)
+      assert(not err:find "waits in nothing", err)
       io.write "fine"
     ]]
     assert.same({ 0, "fine", "" }, { it.code, it.out, it.err })
