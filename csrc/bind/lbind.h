@@ -375,10 +375,12 @@ bool aioL_parcel_clear(LParcel *p);                 /* to be used again; false: 
 /* [-0, +n, -] all of it if that needs no memory, and no more stack than `max` values do; -1, and anything pushed: else */
 int aioL_parcel_unpack_plain(lua_State *L, const LParcel *p, int max);
 int aioL_parcel_unpack_rest(lua_State *L, const LParcel *p, int max); /* the same but for the first value */
-int aioL_parcel_unpack(lua_State *L, LParcel *p);   /* [-0, +n, m] */
+int aioL_parcel_unpack(lua_State *L, LParcel *p, int fn); /* [-0, +n, e] once; fn: where the function of `code` is, or 0 */
 LCode *aioL_known_code(lua_State *L, int idx);      /* [-0, +0, -] counted; NULL: it has not been dumped yet */
 LCode *aioL_code_of(lua_State *L);                  /* [-0, +0, m] of the function on top, counted; NULL: no memory */
-void aioL_push_code(lua_State *L, LCode *code);     /* [-0, +1, e] the function */
+bool aioL_is_plain(lua_State *L, int idx);          /* [-0, +0, -] what the function does depends on its arguments and globals alone */
+void aioL_push_code(lua_State *L, const LCode *code); /* [-0, +1, e] the function, which nobody else has */
+void aioL_push_job(lua_State *L, LCode *code);      /* [-0, +1, e] the function, as it may be kept from the last time */
 LCode *aioL_code_ref(LCode *code);                  /* any thread */
 void aioL_code_unref(LCode *code);                  /* any thread; NULL is fine */
 void aioL_parcel_free(LParcel *p);                  /* any thread; NULL is fine */
@@ -389,7 +391,6 @@ typedef struct LBlock {
   char *data;
   size_t cap;
   atomic_uint refs;
-  struct LBlock *next; /* in a parcel */
   bool busy;      /* the kernel has it */
   bool waited;    /* and somebody waits for what it does with it */
   bool lost;      /* it was read into, and nobody has seen how far */
@@ -403,6 +404,8 @@ typedef struct LBuffer {
 } LBuffer;
 
 LBuffer *aioL_check_buffer(lua_State *L, int idx);       /* [-0, +0, v] one that nobody is using */
+LBuffer *aioL_push_buffer(lua_State *L, LRuntime *rt, size_t cap); /* [-0, +1, m] empty, without memory */
+void aioL_buffer_count(lua_State *L, LRuntime *rt, LBuffer *b);   /* [-0, +0, -] its memory has come from elsewhere */
 LBlock *aioL_buffer_block(lua_State *L, LBuffer *b);     /* [-0, +0, m] its memory */
 LBlock *aioL_block_new(size_t cap);                      /* NULL: no memory */
 void aioL_block_unref(LBlock *block);                    /* any thread; NULL is fine */

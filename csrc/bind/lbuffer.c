@@ -16,28 +16,41 @@
 enum { LIMIT_MIN = 16 << 20 };
 
 /* Lua sees a few bytes only of what a buffer holds: when that has doubled it is time to look for garbage. */
-static LBlock *counted_block(lua_State *L, size_t cap) { /* [-0, +0, -] NULL: no memory */
-  LRuntime *rt = aioL_runtime(L);
-  LBlock *block = aioL_block_new(cap);
-  if (!block) return NULL;
+static void count(LRuntime *rt, LBlock *block) {
   block->account = &rt->buffers;
-  rt->buffers += cap;
+  rt->buffers += block->cap;
+}
+
+static LBlock *counted_block(LRuntime *rt, size_t cap) { /* NULL: no memory */
+  LBlock *block = aioL_block_new(cap);
+  if (block) count(rt, block);
   return block;
 }
 
-static void collect_garbage(lua_State *L) { /* [-0, +0, -] runs finalisers */
-  LRuntime *rt = aioL_runtime(L);
+static void collect_garbage(lua_State *L, LRuntime *rt) { /* [-0, +0, -] runs finalisers */
   if (rt->buffers <= LIMIT_MIN || rt->buffers <= rt->buffers_limit) return;
   rt->buffers_limit = SIZE_MAX; /* what finalisers make is not collected in the middle of this */
   lua_gc(L, LUA_GCCOLLECT);
   rt->buffers_limit = 2 * rt->buffers;
 }
 
+LBuffer *aioL_push_buffer(lua_State *L, LRuntime *rt, size_t cap) {
+  LBuffer *b = lua_newuserdatauv(L, sizeof *b, 0);
+  *b = (LBuffer){.cap = cap};
+  aioL_set_class(L, rt, L_BUFFER);
+  return b;
+}
+
+void aioL_buffer_count(lua_State *L, LRuntime *rt, LBuffer *b) {
+  if (b->block) count(rt, b->block);
+  collect_garbage(L, rt);
+}
+
 /* [-0, +0, e] What is left of a wait that was given up is the kernel's. */
 static void let_go(lua_State *L, LBuffer *b) {
   LBlock *old = b->block;
   if (!old || (!old->busy && !old->lost)) return;
-  b->block = old->lost ? NULL : counted_block(L, b->cap);
+  b->block = old->lost ? NULL : counted_block(aioL_runtime(L), b->cap);
   if (old->lost)
     b->len = 0;
   else if (b->block)
@@ -60,7 +73,7 @@ void aioL_buffer_filled(LBuffer *b, LBlock *block, size_t len) {
 }
 
 LBlock *aioL_buffer_block(lua_State *L, LBuffer *b) {
-  if (!b->block) b->block = counted_block(L, b->cap);
+  if (!b->block) b->block = counted_block(aioL_runtime(L), b->cap);
   if (!b->block) luaL_error(L, "not enough memory");
   return b->block;
 }
@@ -83,11 +96,8 @@ string.
 static int mod_buffer(lua_State *L) {
   lua_Integer n = luaL_checkinteger(L, 1);
   luaL_argcheck(L, n >= 0 && n <= INT64_C(1) << 38, 1, "size out of range");
-  LBuffer *b = lua_newuserdatauv(L, sizeof *b, 0);
-  *b = (LBuffer){.cap = (size_t)n};
-  aioL_set_class(L, aioL_runtime(L), L_BUFFER);
-  aioL_buffer_block(L, b);
-  collect_garbage(L);
+  aioL_buffer_block(L, aioL_push_buffer(L, aioL_runtime(L), (size_t)n));
+  collect_garbage(L, aioL_runtime(L));
   return 1;
 }
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
  * The code of functions that know nothing but the globals: dumped once for each, and loaded once in each state that it
- * comes to. Jobs are mostly the same few functions, over and over.
+ * comes to as a job. Jobs are mostly the same few functions, over and over.
  *
- * Way      pack: aioL_code_of -> by the function, or dump. unpack: aioL_push_code -> by the hash, or load
+ * Way      pack: aioL_code_of -> by the function, or dump. unpack: aioL_push_job -> by the hash, or aioL_push_code
  * Threads  an LCode may be read and let go of in any; its memory is counted. The rest: who runs the state.
- * Keep     the same code may be loaded under one hash only; what is found by it is compared, byte by byte if need be. */
+ * Keep     the same code may be loaded under one hash only; what is found by it is compared, byte by byte if need be.
+ *          What is kept is asked each time whether it still knows the globals only: a function may assign to its _ENV. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,6 +94,16 @@ static LCode *dump(lua_State *L) { /* [-0, +0, -] the function on top; NULL: no 
   return code;
 }
 
+bool aioL_is_plain(lua_State *L, int idx) {
+  idx = lua_absindex(L, idx);
+  if (!lua_getupvalue(L, idx, 1)) return true;
+  lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
+  bool globals = lua_rawequal(L, -1, -2);
+  lua_pop(L, 2);
+  if (!globals || !lua_getupvalue(L, idx, 2)) return globals;
+  return lua_pop(L, 1), false;
+}
+
 LCode *aioL_known_code(lua_State *L, int idx) {
   const LCodeBox *box = NULL;
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &dumped_key) == LUA_TTABLE) {
@@ -128,9 +139,13 @@ static bool same_code(const LCode *a, const LCode *b) {
   return a == b || (a->size == b->size && !memcmp(a->bytes, b->bytes, a->size));
 }
 
+void aioL_push_code(lua_State *L, const LCode *code) {
+  if (luaL_loadbufferx(L, code->bytes, code->size, "=parcel", "b") != LUA_OK) lua_error(L);
+}
+
 static void load_code(lua_State *L, LCode *code) { /* [-0, +1, e] stack: table of loaded ones on top */
   LCodeBox *box = push_box(L);
-  if (luaL_loadbufferx(L, code->bytes, code->size, "=parcel", "b") != LUA_OK) lua_error(L);
+  aioL_push_code(L, code);
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, -3, 1);
   lua_insert(L, -2); /* stack: table, function, box */
@@ -146,15 +161,18 @@ static void load_code(lua_State *L, LCode *code) { /* [-0, +1, e] stack: table o
   lua_rawseti(L, -3, (lua_Integer)(code->hash | 1));
 }
 
-void aioL_push_code(lua_State *L, LCode *code) {
+void aioL_push_job(lua_State *L, LCode *code) {
   push_table(L, &loaded_key, "");
   lua_rawgeti(L, -1, (lua_Integer)(code->hash | 1));
   const LCodeBox *box = lua_touserdata(L, -1);
   if (box && same_code(box->code, code)) {
     lua_getiuservalue(L, -1, 1);
-    lua_replace(L, -3);
+    if (aioL_is_plain(L, -1)) {
+      lua_replace(L, -3);
+      lua_pop(L, 1);
+      return;
+    }
     lua_pop(L, 1);
-    return;
   }
   lua_pop(L, 1);
   load_code(L, code);

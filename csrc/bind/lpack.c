@@ -167,19 +167,10 @@ static void put_table(lua_State *L, LPacking *k) {
   put(L, k, T_TABLE, sizes, sizeof sizes);
 }
 
-/* What it does depends on its arguments and the globals alone. */
-static bool is_plain(lua_State *L, const LPacking *k) { /* [-0, +0, -] the function on top */
-  if (!lua_getupvalue(L, -1, 1)) return true;
-  bool globals = is_globals(L, k);
-  lua_pop(L, 1);
-  if (!globals || !lua_getupvalue(L, -1, 2)) return globals;
-  return lua_pop(L, 1), false;
-}
-
 static void put_function(lua_State *L, LPacking *k) {
   size_t size = 0;
   if (lua_iscfunction(L, -1)) refuse(L, k, "a C function");
-  if (!k->p->code && is_plain(L, k)) {
+  if (!k->p->code && aioL_is_plain(L, -1)) {
     k->p->code = aioL_code_of(L);
     if (!k->p->code) no_memory(L);
     k->plain = lua_topointer(L, -1);
@@ -199,33 +190,45 @@ static void put_function(lua_State *L, LPacking *k) {
 /* Its memory goes over when all could be packed (move_buffers). */
 static void put_buffer(lua_State *L, LPacking *k) {
   LBuffer *b = luaL_testudata(L, -1, "aioloop.buffer");
-  struct { LBlock *block; size_t cap, len; } v;
+  LParcel *p = k->p;
   if (!b) {
     refuse(L, k, "a userdata");
     return;
   }
   if (b->block && b->block->busy) refuse(L, k, "a buffer that is being read into or written from");
   if (put_ref(L, k)) return;
-  v.block = b->block;
-  v.cap = b->cap;
-  v.len = b->len;
-  put(L, k, T_BUFFER, &v, sizeof v);
-  if (!b->block) return;
-  atomic_fetch_add_explicit(&b->block->refs, 1, memory_order_relaxed);
-  b->block->next = k->p->blocks;
-  k->p->blocks = b->block;
+  LMoved *more = realloc(p->moved, (p->nmoved + 1) * sizeof *more);
+  if (!more) no_memory(L);
+  p->moved = more;
+  put(L, k, T_BUFFER, &p->nmoved, sizeof p->nmoved);
+  k->p->moved[k->p->nmoved++] = (LMoved){b->block, b->cap, b->len};
+  if (b->block) atomic_fetch_add_explicit(&b->block->refs, 1, memory_order_relaxed);
 }
 
-static void move_buffers(lua_State *L, const LPacking *k) { /* [-0, +0, -] */
-  for (uint32_t i = 1; k->p->blocks && i <= k->p->objects; i++) {
-    LBuffer *b = lua_rawgeti(L, k->order, i) == LUA_TUSERDATA ? lua_touserdata(L, -1) : NULL;
-    if (b && b->block) {
-      if (b->block->account) *b->block->account -= b->block->cap;
-      b->block->account = NULL; /* it is nobody's until it has arrived */
-      aioL_block_unref(b->block);
-    }
-    if (b) b->block = NULL, b->len = 0;
-    lua_pop(L, 1);
+static LBuffer *buffer_at(lua_State *L, const LPacking *k, uint32_t number) { /* [-0, +0, -] NULL: another object has it */
+  LBuffer *b = lua_rawgeti(L, k->order, number) == LUA_TUSERDATA ? lua_touserdata(L, -1) : NULL;
+  lua_pop(L, 1);
+  return b;
+}
+
+/* [-0, +0, e] Numbers and places go up together. */
+static void move_buffers(lua_State *L, const LPacking *k) {
+  const LMoved *m = k->p->moved;
+  for (uint32_t i = 1; i <= k->p->objects && k->p->nmoved; i++) {
+    const LBuffer *b = buffer_at(L, k, i);
+    if (!b) continue;
+    if (b->block != m->block || b->len != m->len || (b->block && b->block->busy))
+      luaL_error(L, "cannot copy a buffer that a finalizer uses meanwhile");
+    m++;
+  }
+  for (uint32_t i = 1; i <= k->p->objects && k->p->nmoved; i++) {
+    LBuffer *b = buffer_at(L, k, i);
+    if (!b || !b->block) continue;
+    if (b->block->account) *b->block->account -= b->block->cap;
+    b->block->account = NULL; /* it is nobody's until it has arrived */
+    aioL_block_unref(b->block);
+    b->block = NULL;
+    b->len = 0;
   }
 }
 

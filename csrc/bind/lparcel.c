@@ -3,7 +3,7 @@
  *
  * Way      aioL_parcel_pack -> small_pack: a few values of no size, without much ado; else lpack.c -> aioL_parcel_unpack
  *          (lunpack.c), in the other state -> aioL_parcel_free
- * Threads  a parcel belongs to no state: it may be unpacked and freed in any thread, by one at a time.
+ * Threads  a parcel belongs to no state: it may be unpacked, once, and freed in any thread, by one at a time.
  * Owner    who packed it, until aioL_parcel_free. An error in packing frees it, one in unpacking does not. */
 #include <stdlib.h>
 #include <string.h>
@@ -59,9 +59,11 @@ static bool small_value(lua_State *L, int idx, LParcel *p) {
 
 static void let_go(LParcel *p) {
   aioL_code_unref(p->code);
-  for (LBlock *b = p->blocks, *next; b; b = next) next = b->next, aioL_block_unref(b);
+  for (uint32_t i = 0; i < p->nmoved; i++) aioL_block_unref(p->moved[i].block);
+  free(p->moved);
   p->code = NULL;
-  p->blocks = NULL;
+  p->moved = NULL;
+  p->nmoved = 0;
 }
 
 LParcel *aioL_parcel_pack_small(lua_State *L, int first, LCode *code, LParcel **reuse) {

@@ -18,17 +18,23 @@ typedef enum LTag {
   T_STRING,   /* size_t, bytes */
   T_TABLE,    /* uint32_t[2]: array, hash; contents: key, value ... */
   T_FUNCTION, /* size_t, bytecode; contents: upvalues */
-  T_BUFFER,   /* LBlock *, size_t: moved */
+  T_BUFFER,   /* uint32_t: place in `moved` */
   T_CODE,     /* the parcel's `code`: a function that knows nothing but the globals */
   T_REF,      /* uint32_t: what has this number */
   T_GLOBALS,  /* as an upvalue: the globals table of either state */
   T_JOIN      /* as an upvalue: lua_Integer, place of the upvalue that is the same variable */
 } LTag;
 
+typedef struct LMoved {
+  LBlock *block;    /* counted; NULL: there was none, or it has arrived */
+  size_t cap, len;
+} LMoved;
+
 struct LParcel {
   size_t room;      /* in data */
   LCode *code;      /* of the first of them; NULL: there is none */
-  LBlock *blocks;   /* the memory of buffers, counted, linked by `next` */
+  LMoved *moved;    /* what buffers held */
+  uint32_t nmoved;
   size_t size;
   uint32_t objects; /* those with a number, from 1 */
   int values;

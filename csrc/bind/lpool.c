@@ -133,7 +133,7 @@ static void done(void *opaque) { aioL_flight_done(&((LWork *)opaque)->f); }
 static int unpack(lua_State *L) {
   LWork *w = lua_touserdata(L, 1);
   lua_settop(L, 0);
-  return aioL_parcel_unpack(L, w->out);
+  return aioL_parcel_unpack(L, w->out, 0);
 }
 
 static int results(lua_State *L, LTicket *tk) {
@@ -216,6 +216,7 @@ static LPaths *current_paths(lua_State *L, const LContext *c, LJobs *j) {
 
 /* [-0, +0, -] The code of the function at 1, counted; NULL: it has none yet, or may not have any. */
 static LCode *code_of(lua_State *L, LJobs *j) {
+  if (!aioL_is_plain(L, 1)) return NULL; /* any more */
   if (lua_topointer(L, 1) == j->fn) return aioL_code_ref(j->code);
   LCode *code = aioL_known_code(L, 1);
   if (!code) return NULL;

@@ -2,16 +2,16 @@
  * Unpacking: what lpack.c has put, in the order in which it was put, so that each object is made where it is first named and
  * filled when its turn comes. */
 #include <limits.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "lparcel.h"
 
 typedef struct LUnpacking {
   const unsigned char *at, *end;
-  LCode *code;
+  LParcel *p;
   uint32_t made;
   int objects; /* stack: number -> object */
+  int code;    /* stack: the function whose code the parcel has; nil: not yet */
 } LUnpacking;
 
 static const char *take(lua_State *L, LUnpacking *u, size_t size) {
@@ -28,21 +28,35 @@ static bool next_is(lua_State *L, LUnpacking *u, LTag tag) { /* [-0, +0, e] true
   return u->at--, false;
 }
 
+static LRuntime *buffers_runtime(lua_State *L) { /* [-0, +0, e] a worker's state may not know buffers yet */
+  LRuntime *rt = aioL_find_runtime(L);
+  if (rt && rt->meta_ref[L_BUFFER]) return rt;
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "aioloop.file");
+  lua_call(L, 1, 0);
+  rt = aioL_find_runtime(L);
+  if (!rt || !rt->meta_ref[L_BUFFER]) luaL_error(L, "no buffer without aioloop.file");
+  return rt;
+}
+
 static void get_buffer(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
-  struct { LBlock *block; size_t cap, len; } v;
-  get(L, u, &v, sizeof v);
-  LBuffer *b = lua_newuserdatauv(L, sizeof *b, 0);
-  *b = (LBuffer){.mark = &aioL_marks[L_BUFFER], .cap = v.cap, .len = v.len};
-  if (luaL_getmetatable(L, "aioloop.buffer") == LUA_TNIL) { /* a worker's state that knows nothing of it yet */
-    lua_pop(L, 1);
-    lua_getglobal(L, "require");
-    lua_pushliteral(L, "aioloop.file");
-    lua_call(L, 1, 0);
-    luaL_getmetatable(L, "aioloop.buffer");
-  }
-  if (v.block) atomic_fetch_add_explicit(&v.block->refs, 1, memory_order_relaxed);
-  b->block = v.block;
-  lua_setmetatable(L, -2);
+  uint32_t place;
+  get(L, u, &place, sizeof place);
+  LMoved *m = u->p->moved + place;
+  LRuntime *rt = buffers_runtime(L);
+  LBuffer *b = aioL_push_buffer(L, rt, m->cap);
+  b->block = m->block;
+  b->len = m->len;
+  m->block = NULL;
+  aioL_buffer_count(L, rt, b);
+}
+
+static void get_code(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
+  lua_pushvalue(L, u->code);
+  if (!lua_isnil(L, -1)) return;
+  lua_pop(L, 1);
+  aioL_push_code(L, u->p->code);
+  lua_copy(L, -1, u->code);
 }
 
 static void get_value(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
@@ -55,7 +69,7 @@ static void get_value(lua_State *L, LUnpacking *u) { /* [-0, +1, e] */
     case T_FLOAT: get(L, u, &v.number, sizeof v.number); lua_pushnumber(L, v.number); return;
     case T_REF: get(L, u, &v.ref, sizeof v.ref); lua_rawgeti(L, u->objects, v.ref); return;
     case T_GLOBALS: lua_pushglobaltable(L); return;
-    case T_CODE: aioL_push_code(L, u->code); return;
+    case T_CODE: get_code(L, u); return;
     case T_STRING:
       get(L, u, &v.size, sizeof v.size);
       lua_pushlstring(L, take(L, u, v.size), v.size);
@@ -113,12 +127,16 @@ static int unpack_plain(lua_State *L, const LParcel *p, int from, int max) {
 int aioL_parcel_unpack_plain(lua_State *L, const LParcel *p, int max) { return p->code ? -1 : unpack_plain(L, p, 0, max); }
 int aioL_parcel_unpack_rest(lua_State *L, const LParcel *p, int max) { return unpack_plain(L, p, 1, max); }
 
-int aioL_parcel_unpack(lua_State *L, LParcel *p) {
-  LUnpacking u = {.at = p->data, .end = p->data + p->size, .code = p->code,
-                  .objects = lua_gettop(L) + 1};
+int aioL_parcel_unpack(lua_State *L, LParcel *p, int fn) {
+  int base = lua_gettop(L);
+  LUnpacking u = {.at = p->data, .end = p->data + p->size, .p = p, .objects = base + 1, .code = base + 2};
   luaL_checkstack(L, p->values + L_SLOTS, "too many values to copy");
   if (p->objects)
     lua_createtable(L, (int)p->objects, 0);
+  else
+    lua_pushnil(L);
+  if (fn)
+    lua_pushvalue(L, fn);
   else
     lua_pushnil(L);
   for (int i = 0; i < p->values; i++) get_value(L, &u);
@@ -127,6 +145,7 @@ int aioL_parcel_unpack(lua_State *L, LParcel *p) {
     get_contents(L, &u);
     lua_pop(L, 1);
   }
-  lua_remove(L, u.objects);
+  lua_rotate(L, base + 1, -2);
+  lua_pop(L, 2);
   return p->values;
 }

@@ -15,7 +15,7 @@ enum { HANDLER = 1, FEW = LUA_MINSTACK / 2 }; /* the message handler's place on 
 typedef struct LWorker {
   lua_State *L;
   LCode *code; /* of the last function; NULL: it was another kind of function */
-  int fn;      /* registry: that function, loaded */
+  int fn;      /* registry: that function, loaded; whatever it has done to its _ENV, the next job finds the globals */
 } LWorker;
 
 static const char traceback_key; /* registry: that of the last error */
@@ -26,21 +26,23 @@ static int traceback(lua_State *L) { /* stack: error -> error */
   return 1;
 }
 
+static void keep_job(lua_State *L, LWorker *k, LCode *code) { /* [-0, +0, m] the function on top */
+  lua_pushvalue(L, -1);
+  lua_rawseti(L, LUA_REGISTRYINDEX, k->fn);
+  aioL_code_unref(k->code);
+  k->code = aioL_code_ref(code);
+}
+
 /* stack: LWorker (light), LWork (light). Returns what the function returns. */
 static int call_job(lua_State *L) {
   LWorker *k = lua_touserdata(L, 1);
   const LWork *w = lua_touserdata(L, 2);
   LCode *code = aioL_parcel_code(w->in);
   lua_settop(L, 0);
-  int n = aioL_parcel_unpack(L, w->in); /* function, arguments */
-  if (code && code != k->code) {
-    lua_pushvalue(L, 1);
-    lua_rawseti(L, LUA_REGISTRYINDEX, k->fn);
-    aioL_code_unref(k->code);
-    k->code = aioL_code_ref(code);
-  }
+  if (code) aioL_push_job(L, code), keep_job(L, k, code);
+  int n = aioL_parcel_unpack(L, w->in, code ? 1 : 0); /* function, arguments */
   lua_call(L, n - 1, LUA_MULTRET);
-  return lua_gettop(L);
+  return code ? lua_gettop(L) - 1 : lua_gettop(L);
 }
 
 static void close_worker(void *worker) {
@@ -91,7 +93,7 @@ static int call(LWorker *k, LWork *w) { /* [-0, +n, -] results, or the error */
   lua_State *L = k->L;
   if (k->code && aioL_parcel_code(w->in) == k->code) {
     lua_rawgeti(L, LUA_REGISTRYINDEX, k->fn);
-    int n = aioL_parcel_unpack_rest(L, w->in, FEW);
+    int n = aioL_is_plain(L, -1) ? aioL_parcel_unpack_rest(L, w->in, FEW) : -1; /* the last job may have changed its _ENV */
     if (n >= 0) return lua_pcall(L, n, LUA_MULTRET, HANDLER);
     lua_settop(L, HANDLER);
   }

@@ -139,6 +139,97 @@ describe("aio.work", function()
     assert.equal(#list, done)
   end)
 
+  describe("its functions and buffers", function()
+    local ctx
+    before_each(function()
+      ctx = aio.context()
+      ctx:set_threads(1, 1) -- what a job leaves in its state is there for the next
+    end)
+    after_each(function() ctx:close() end)
+
+    local function work(...) return ctx:run(aio.work, ...) end
+    local function fn(source) return assert(load("return function(...) " .. source .. " end", "=fn"))() end
+
+    it("find the globals, whatever the job before has made of its _ENV", function()
+      local forgets = fn "local had = print ~= nil; _ENV = {}; return had"
+      for _ = 1, 3 do assert.is_true(work(forgets)) end
+      assert.equal("function", work(fn "return type(print)"))
+    end)
+
+    it("have the _ENV of the moment at which they are given", function()
+      local f = fn "return x"
+      debug.setupvalue(f, 1, _G)
+      assert.is_nil(work(f))
+      debug.setupvalue(f, 1, { x = 5 })
+      assert.equal(5, work(f))
+      assert.equal(5, work(f))
+      debug.setupvalue(f, 1, _G)
+      assert.is_nil(work(f))
+    end)
+
+    it("are new ones each time they come back, with an _ENV of their own", function()
+      local give = fn "return function() return x end"
+      local first, second = work(give), work(give)
+      assert.not_equal(first, second)
+      debug.setupvalue(first, 1, { x = 1 })
+      assert.same({ 1 }, { first(), second() })
+      assert.is_nil(work(give)())
+    end)
+
+    it("are one where they were one", function()
+      local f = fn "local f, g = ...; return f == g, f"
+      assert.is_true((work(f, print and f, f)))
+      assert.is_true(work(fn "local f, g, t = ...; return f == g and f == t[1]", f, f, { f }))
+      assert.is_true(work(fn "return debug.getinfo(1, 'f').func == ...", nil) == false)
+      local own = fn "return debug.getinfo(1, 'f').func == ..."
+      assert.is_true(work(own, own))
+    end)
+
+    it("are kept apart, job by job: those that came, that go back, and that are new", function()
+      local swap = fn "local a, b = ...; return require 'aioloop'.buffer(5000):set 'new', b"
+      for _ = 1, 20 do
+        local new, b = work(swap, aio.buffer(4096):set "a", aio.buffer(4096):set "b")
+        assert.same({ "new", "b" }, { new:tostring(), b:tostring() })
+      end
+    end)
+
+    it("move, or are left as they were if something cannot be copied", function()
+      local a, b = aio.buffer(10):set "a", aio.buffer(10)
+      assert.is_false((pcall(work, jobs.same, a, print)))
+      assert.equal("a", a:tostring())
+      local x, y, z, none = work(jobs.same, a, b, a, aio.buffer(0))
+      assert.same({ "a", "", 0, true, 0 }, { x:tostring(), y:tostring(), #none, x == z, #a })
+      assert.same({ 10, 10 }, { x:capacity(), y:capacity() })
+    end)
+
+    it("are refused if a finalizer has used them meanwhile", function()
+      local a = aio.buffer(10):set "a"
+      collectgarbage("incremental", 100, 100, 1) -- a step of it whenever there may be one
+      local ok, err
+      for _ = 1, 20000 do -- until it is collected while the new function, which comes after the buffer, is dumped
+        setmetatable({}, { __gc = function() a:set "bb" end })
+        ok, err = pcall(work, function(...) return a, ... end, a, fn "return")
+        if not ok then break end
+        a = err:set "a"
+      end
+      collectgarbage("incremental", 200, 100, 13)
+      assert.is_false(ok)
+      assert.matches("finalizer uses", err)
+      assert.equal("bb", a:tostring())
+    end)
+
+    it("count as garbage where they have arrived", function()
+      local mib = 1 << 20
+      local function resident() return tonumber(io.open("/proc/self/statm"):read "a":match "%d+ (%d+)") * 4096 end
+      local make, take = fn "return require 'aioloop'.buffer(1 << 20):set(('x'):rep(1 << 20))", fn "return #..."
+      local text, before = ("x"):rep(mib), resident()
+      for _ = 1, 300 do work(make) end
+      assert.is_true(resident() - before < 100 * mib, (resident() - before) // mib)
+      for _ = 1, 300 do work(take, aio.buffer(mib):set(text)) end
+      assert.is_true(resident() - before < 200 * mib, (resident() - before) // mib)
+    end)
+  end)
+
   it("waits at top level too, and refuses to where it cannot", function()
     assert.equal(3, aio.work(jobs.same, 3))
     assert.error_matches(coroutine.wrap(function() aio.work(jobs.same) end), "cannot wait")

@@ -31,7 +31,10 @@ static void counted_free(void *p) {
 }
 
 #include "../../csrc/bind/lblock.c"
-const char aioL_marks[L_KINDS]; /* lmod.c's */
+/* No state here knows of buffers: the specs of aio.work have them. */
+LRuntime *aioL_find_runtime(lua_State *L) { return (void)L, NULL; }
+LBuffer *aioL_push_buffer(lua_State *L, LRuntime *rt, size_t cap) { return (void)L, (void)rt, (void)cap, NULL; }
+void aioL_buffer_count(lua_State *L, LRuntime *rt, LBuffer *b) { (void)L, (void)rt, (void)b; }
 #include "../../csrc/bind/lcode.c" /* not counted: code stays as long as a state knows its function */
 
 #define malloc counted_malloc
@@ -62,7 +65,7 @@ static int visit(lua_State *L) { /* in the other state: Trip */
   Trip *t = lua_touserdata(L, 1);
   luaL_openlibs(L);
   if (t->source && luaL_dostring(L, t->source)) lua_error(L); /* stack: Trip, function */
-  int n = aioL_parcel_unpack(L, t->in);
+  int n = aioL_parcel_unpack(L, t->in, 0);
   if (t->source) lua_call(L, n, LUA_MULTRET);
   t->out = aioL_parcel_pack(L, 2);
   return 0;
@@ -77,7 +80,7 @@ static int trip(lua_State *L, const char *source, int first) {
   lua_close(other);
   aioL_parcel_free(t.in);
   if (!t.out) return lua_error(L);
-  int n = aioL_parcel_unpack(L, t.out);
+  int n = aioL_parcel_unpack(L, t.out, 0);
   aioL_parcel_free(t.out);
   return n;
 }
@@ -94,12 +97,12 @@ static int parcel_safe(lua_State *L) {
   if (!p) return luaL_error(L, "not enough memory");
   if (lua_gettop(L) != 1) return luaL_error(L, "the stack is not as it was");
   lua_pushboolean(L, ok);
-  int n = aioL_parcel_unpack(L, p);
+  int n = aioL_parcel_unpack(L, p, 0);
   aioL_parcel_free(p);
   return n + 1;
 }
 
-static int protected_unpack(lua_State *L) { return aioL_parcel_unpack(L, lua_touserdata(L, 1)); }
+static int protected_unpack(lua_State *L) { return aioL_parcel_unpack(L, lua_touserdata(L, 1), 0); }
 
 /* ... -> at how many of the lengths at which the parcel may end too early unpacking raises, how many there are */
 static int parcel_cut(lua_State *L) {
