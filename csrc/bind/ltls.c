@@ -111,6 +111,13 @@ static void let_go(LTls *tls) {
   tls->connection = tls->held = LUA_NOREF;
 }
 
+/* The kernel resets a connection that is closed with bytes unread, and the peer loses what it has not read yet. Of those that
+ * nobody asked for, session tickets, TLS is to take what there is; nothing waits. */
+static void take_tickets(LTls *tls) { /* lib->T: [-0, +n, -] */
+  lua_pushinteger(tls->lib->T, 1);
+  aioL_tls_call(tls, T_RECEIVE, 1, 0);
+}
+
 void aioL_tls_close(LStream *s, bool keep_fd) {
   LTls *tls = aioL_tls_of(s->s.filter);
   lua_State *T = tls->lib->T;
@@ -121,8 +128,10 @@ void aioL_tls_close(LStream *s, bool keep_fd) {
   if (!lua_checkstack(T, L_TLS_SLOTS)) return;
   if (tls->owns && lost) renounce(tls);
   if (tls->owns && !lost) {
-    if (!may_notify(tls, s->s.fd)) aio_socket_shutdown(s->s.fd, true, true);
+    bool notify = may_notify(tls, s->s.fd);
+    if (!notify) aio_socket_shutdown(s->s.fd, true, true);
     aio_stream_release(&s->s);
+    if (notify) take_tickets(tls);
     aioL_tls_call(tls, T_CLOSE, 0, 0);
   }
   lua_settop(T, top);

@@ -218,7 +218,8 @@ describe("aio.work", function()
       assert.equal("bb", a:tostring())
     end)
 
-    it("count as garbage where they have arrived", function()
+    local plain = not os.getenv "LD_PRELOAD" -- or a tool keeps memory
+    ;(plain and it or pending)("count as garbage where they have arrived", function()
       local mib = 1 << 20
       local function resident() return tonumber(io.open("/proc/self/statm"):read "a":match "%d+ (%d+)") * 4096 end
       local make, take = fn "return require 'aioloop'.buffer(1 << 20):set(('x'):rep(1 << 20))", fn "return #..."
