@@ -167,8 +167,9 @@ void aio_vclock_free(AioVClock *vc); /* its memory lasts as long as a context us
 int64_t aio_vclock_now(const AioVClock *vc);
 void aio_vclock_pause(AioVClock *vc);
 void aio_vclock_resume(AioVClock *vc);
-/* Jump to the next deadline when a poll would sleep, unless jobs of the pool or requests of files are under way. */
-void aio_vclock_autojump(AioVClock *vc, bool on);
+/* Jump to the next deadline when a poll would sleep, unless jobs of the pool or requests of files are under way. Returns
+ * whether it did so before. */
+bool aio_vclock_autojump(AioVClock *vc, bool on);
 /* Moves the clock ns forward, stopping at every deadline on the way to run what is due there (as turns that do not
  * wait, of each context concerned). May be called from a callback. */
 void aio_vclock_advance(AioVClock *vc, int64_t ns);

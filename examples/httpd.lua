@@ -28,7 +28,7 @@ local LINGER = 2 -- seconds
 
 local reasons = {
   [200] = "OK", [201] = "Created", [204] = "No Content", [304] = "Not Modified", [400] = "Bad Request",
-  [403] = "Forbidden", [404] = "Not Found", [405] = "Method Not Allowed", [408] = "Request Timeout",
+  [403] = "Forbidden", [404] = "Not Found", [405] = "Method Not Allowed", [408] = "Request Timeout", [409] = "Conflict",
   [413] = "Content Too Large", [417] = "Expectation Failed", [431] = "Request Header Fields Too Large",
   [500] = "Internal Server Error", [501] = "Not Implemented", [503] = "Service Unavailable",
   [505] = "HTTP Version Not Supported",
@@ -337,8 +337,8 @@ local function put(request, path)
   if not file then return 403 end
   for piece in request.read, request do assert(file:write(piece)) end
   file:close()
-  done = assert(os.rename(part, path))
-  return 201
+  done = os.rename(part, path)
+  return done and 201 or 409 -- a folder has that name
 end
 
 local function get(path)

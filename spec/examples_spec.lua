@@ -317,6 +317,8 @@ describe("examples/httpd.lua", function()
           %s -X POST -o /dev/null -w '%%{http_code} ' %s$name; done; %s %s.. %sone | wc -l]],
           folder.path, CURL, at, CURL, at, CURL, at, CURL, at, at)
         assert.equal("201 Created\nsame\nsame\n405 404 404 405 100001\n", out)
+        assert.equal("409", (shell.run("cd %s; mkdir a; %s -o /dev/null -w '%%{http_code}' -T one %sa; rmdir a",
+          folder.path, CURL, at)))
         os.execute(("rm -f %s/two"):format(folder.path))
         script.kill "TERM"
         assert.equal(0, script.finish())

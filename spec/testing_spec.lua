@@ -352,6 +352,19 @@ describe("testing.virtual", function()
     end
   end)
 
+  it("leaves a clock that jumps, where it did", function()
+    local start, slept = aio.now(), 0
+    testing.virtual(function()
+      testing.virtual(function() aio.sleep(3600) end)()
+      slept = slept + 1
+      aio.sleep(3600)
+      slept = slept + 1
+    end)()
+    assert.equal(2, slept)
+    assert.is_true(aio.now() - start < 5)
+    assert.is_false(aio.clock.virtual:autojump(false))
+  end)
+
   it("has a limit of real time, whatever the clock says", function()
     local start = aio.now()
     local message = failure(testing.virtual(function() while true do aio.sleep(3600) end end, 0.03))

@@ -159,7 +159,16 @@ void aioL_raise(lua_State *L, LContext *c) {
 
 /* stack: side table, context (light userdata) */
 static int warn_all(lua_State *L) {
-  take_errors(L, lua_touserdata(L, 2), 1);
+  LContext *c = lua_touserdata(L, 2);
+  if (c->lost) {
+    c->lost = false;
+    lua_rawgeti(L, 1, SIDE_LOST);
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, 1, SIDE_LOST);
+    aio_source_warn(luaL_tolstring(L, -1, NULL));
+    lua_settop(L, 2);
+  }
+  take_errors(L, c, 1);
   lua_Integer n = (lua_Integer)lua_rawlen(L, -1);
   for (lua_Integer i = 1; i <= n; i++) {
     lua_rawgeti(L, -1, i);
@@ -172,7 +181,7 @@ static int warn_all(lua_State *L) {
 
 void aioL_warn_errors(LContext *c) {
   lua_State *L = c->L;
-  if (!c->errors || !lua_checkstack(L, 8)) return;
+  if ((!c->errors && !c->lost) || !lua_checkstack(L, 8)) return;
   lua_pushcfunction(L, warn_all);
   lua_rawgeti(L, c->base, 0);
   lua_pushlightuserdata(L, c);
@@ -231,7 +240,7 @@ void aioL_around(AioFn *turn, void *turn_opaque, void *opaque) {
   turn(turn_opaque);
   aioL_report_unjoined(L, c);
   if (!lent && c->depth == 1) aioL_warn_errors(c);
-  if (lent && c->errors && !c->rt->erred) c->rt->erred = c;
+  if (lent && (c->errors || c->lost) && !c->rt->erred) c->rt->erred = c;
   aioL_leave(L, &f);
   lua_settop(L, top);
   aioL_context_unref(L, c);

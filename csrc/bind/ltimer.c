@@ -248,12 +248,12 @@ static int vclock_resume(lua_State *L) { return aio_vclock_resume(check_vclock(L
 
 /*** Lets it jump to the next deadline whenever a poll would sleep, unless jobs of the pool or requests of files are under way.
 @function vclock:autojump
-@bool on */
+@bool on
+@treturn boolean whether it did so before */
 static int vclock_autojump(lua_State *L) {
   AioVClock *vc = check_vclock(L);
   luaL_checktype(L, 2, LUA_TBOOLEAN);
-  aio_vclock_autojump(vc, lua_toboolean(L, 2));
-  return 0;
+  return lua_pushboolean(L, aio_vclock_autojump(vc, lua_toboolean(L, 2))), 1;
 }
 
 /*** The virtual time.

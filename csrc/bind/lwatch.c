@@ -91,6 +91,7 @@ static bool on_test(void *opaque) {
   if (lua_pcall(L, 0, 1, c->base + 1) != LUA_OK) {
     aioL_report(c, "watch", NULL);
     lua_pop(L, 1);
+    if (!c->closed) aio_notify(c->core); /* the turn is over */
     return false;
   }
   yes = lua_toboolean(L, -1);

@@ -65,9 +65,11 @@ void aio_vclock_resume(AioVClock *vc) {
   changed(vc);
 }
 
-void aio_vclock_autojump(AioVClock *vc, bool on) {
+bool aio_vclock_autojump(AioVClock *vc, bool on) {
+  bool was = vc->autojump;
   vc->autojump = on;
   changed(vc);
+  return was;
 }
 
 /* Moves forward, never back. */

@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -26,9 +27,19 @@ static void ask(void *opaque) {
 
 static bool is_number(const char *s) { return !s || (*s && s[strspn(s, "0123456789")] == 0); }
 
+/* The system's getaddrinfo makes a port of any number, by its lower 16 bits. */
+static bool is_beyond_ports(const char *s) {
+  char *end;
+  if (!s || !*s) return false;
+  long long n = strtoll(s, &end, 10); /* one that is too large is the largest */
+  return !*end && (n < 0 || n > UINT16_MAX);
+}
+
 int aio_resolve(AioContext *ctx, AioResolve *r, AioFn *done) {
   r->list = NULL;
-  r->error = 0;
+  r->system_errno = 0;
+  r->error = is_beyond_ports(r->service) ? EAI_SERVICE : 0;
+  if (r->error) return 1;
   if (is_number(r->service)) {
     r->numeric = true;
     ask(r);

@@ -447,6 +447,7 @@ function clock:resume() end
 ---@param seconds number
 function clock:advance(seconds) end
 ---@param on boolean
+---@return boolean before
 function clock:autojump(on) end
 ---@return number seconds
 function clock:now() end

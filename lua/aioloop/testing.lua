@@ -246,8 +246,8 @@ end
 
 local function jumping(on)
   if not on then return nil end
-  aio.clock.virtual:autojump(true)
-  return setmetatable({}, { __close = function() aio.clock.virtual:autojump(false) end })
+  local before <const> = aio.clock.virtual:autojump(true)
+  return setmetatable({}, { __close = function() aio.clock.virtual:autojump(before) end })
 end
 
 -- The options of a test, as a table of their own, and those of its context.
@@ -311,7 +311,7 @@ end
 
 --- The same on the virtual clock, which jumps to the next deadline whenever the loop would sleep: an hour takes no
 -- time. What comes from outside (an fd, a process) takes real time, and is late for any deadline. The time limit is of
--- real time. Afterwards the virtual clock does not jump by itself.
+-- real time. Afterwards the virtual clock jumps by itself only if it did so before.
 -- @tparam function fn called with the context
 -- @tparam[opt=5] number|table options as for `async`
 -- @treturn function without arguments or results

@@ -262,6 +262,25 @@ describe("an error of a callback or a task", function()
     assert.equal(err, got)
     drivers.cleanup()
   end)
+
+  it("of a poll= test ends the turn, like any other", function()
+    local ctx, told = aio.context(), 0
+    ctx:set_polling { max_ns = 50000000, grow = 1000 }
+    local r = drivers.pipe()
+    local fails
+    ctx:watch(r, { read = print, poll = function() if fails then error "oops" end end })
+    for _ = 1, 5 do ctx:poll(0.002) end -- it has learned to spin
+    ctx:on_error(function() told = told + 1 end)
+    fails = true
+    for i = 1, 10 do
+      local start = aio.now()
+      ctx:poll(5)
+      assert.equal(i, told)
+      assert.is_true(aio.now() - start < 1)
+    end
+    ctx:close()
+    drivers.cleanup()
+  end)
 end)
 
 describe("an error of a task", function()

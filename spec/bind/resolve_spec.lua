@@ -102,6 +102,26 @@ describe("aio.getaddrinfo", function()
     assert.is_truthy(aio.getaddrinfo(nil, 80, { passive = true, family = "inet" }))
   end)
 
+  it("knows no port beyond 65535, where the system takes what is left of one", function()
+    local EAI_SERVICE = -8
+    local said = { nil, "Servname not supported for ai_socktype", EAI_SERVICE }
+    local fine = { family = "inet", addr = "127.0.0.1", port = 65535, socktype = "stream" }
+    assert.same({ fine }, aio.getaddrinfo("127.0.0.1", 65535))
+    assert.same({ fine }, aio.getaddrinfo("127.0.0.1", "65535"))
+    for _, port in ipairs { 65536, "65536", 70000, "-1", -1, "4294967376", ("9"):rep(100), math.maxinteger } do
+      assert.same(said, { aio.getaddrinfo("127.0.0.1", port) })
+      if type(port) == "string" then
+        assert.same(said, { aio.listen("127.0.0.1", port) })
+        assert.same(said, { aio.listen("*", port) })
+        assert.same(said, { aio.connect("127.0.0.1", port) })
+        local udp <close> = aio.udp()
+        assert.same(said, { udp:bind("127.0.0.1", port) })
+        assert.same(said, { udp:connect("127.0.0.1", port) })
+      end
+    end
+    aio.default():close()
+  end)
+
   it("refuses nonsense", function()
     for _, bad in ipairs { { nil }, { {} }, { "a\0b" }, { "x", "y", 1 }, { "x", 1, { family = "ipx" } } } do
       assert.error(function() aio.getaddrinfo(table.unpack(bad, 1, 3)) end)

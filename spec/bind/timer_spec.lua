@@ -520,11 +520,36 @@ describe("virtual clock", function()
     virtual:advance(1)
   end)
 
+  it("raises it at any depth of the C stack", function()
+    local ctx = drivers.context { clock = "virtual" }
+    local function nest(depth, fn, ...)
+      if depth == 0 then return fn(...) end
+      local got
+      string.gsub("x", "x", function(_, ...) got = table.pack(nest(depth - 1, fn, ...)) end, ...)
+      return table.unpack(got, 1, got.n)
+    end
+    local deepest, raised = 0, 0
+    for depth = 100, 200 do
+      local timer <close> = ctx:timer(error, "oops", 0):arm(1)
+      local there, fine, err = pcall(nest, depth, function() return pcall(virtual.advance, virtual, 2) end)
+      if not there then break end
+      deepest = depth
+      assert.is_false(fine, depth)
+      assert.is_truthy(err:find "^oops" or err:find "C stack overflow", err)
+      raised = raised + (err:find "^oops" and 1 or 0)
+    end
+    assert.is_true(deepest > 150 and deepest < 200 and raised > 50)
+  end)
+
   it("does not go back, and takes numbers", function()
     assert.has_error(function() virtual:advance(-1) end)
     assert.has_error(function() virtual:advance("1") end)
     assert.has_error(function() virtual:advance(0 / 0) end)
     assert.has_error(function() virtual:autojump() end)
+    assert.is_false(virtual:autojump(true))
+    assert.is_true(virtual:autojump(true))
+    assert.is_true(virtual:autojump(false))
+    assert.is_false(virtual:autojump(false))
     local now = virtual:now()
     virtual:advance(0)
     assert.equal(now, virtual:now())
