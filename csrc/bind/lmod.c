@@ -5,11 +5,13 @@
  * Keep     every function has the runtime as first upvalue; a class is recognised by its mark, or its metatable's address. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lbind.h"
 
 #define RUNTIME_KEY "aioloop.runtime"
+enum { HEAP_BLOCK = 4 << 20 };
 
 void aioL_know(lua_State *L, const void *object) {
   lua_rawgeti(L, LUA_REGISTRYINDEX, aioL_runtime(L)->objects);
@@ -229,7 +231,17 @@ static int runtime_gc(lua_State *L) {
   return 0;
 }
 
+/* A collector frees much at once, and glibc gives what is free at the heap's end back to the kernel from 128 KiB on, only to
+ * ask for it again, page fault by page fault: a third of the time of a program that spawns many tasks. glibc raises that
+ * limit to twice the size of the largest mapped block that was ever freed; here is one. Who sets MALLOC_TRIM_THRESHOLD_ or
+ * MALLOC_MMAP_THRESHOLD_ has his way: there is no such raising then. Source: mallopt(3). */
+static void keep_heap(void) {
+  void *volatile block = malloc(HEAP_BLOCK);
+  free(block);
+}
+
 static LRuntime *new_runtime(lua_State *L) { /* [-0, +0, m] */
+  keep_heap();
   LRuntime *rt = lua_newuserdatauv(L, sizeof *rt, 0);
   *rt = (LRuntime){.def = LUA_NOREF};
   lua_createtable(L, 0, 1);
