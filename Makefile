@@ -157,6 +157,7 @@ shim: $(module) $(spec_helpers) $(BUILD)/shim.so
 	  SPECS="$(unaware:%=spec/bind/%_spec.lua)" sh spec/run.sh $(BUILD) lua
 	@RUN="$(shimmed) SHIM_SEED=1" BUSTED="--filter=poll.on.epoll --exclude-tags=whole,first" \
 	  SPECS="$(unaware:%=spec/bind/%_spec.lua)" sh spec/run.sh $(BUILD) lua
+	@RUN="$(shimmed)" BUSTED="--filter=through.poll --exclude-tags=whole" SPECS=spec/bind/tls_spec.lua sh spec/run.sh $(BUILD) lua
 	@cat $(BUILD)/shim.report
 	@awk '{ cut += $$1; refused += $$5 } END { exit !(cut > 100000 && refused > 10000) }' $(BUILD)/shim.report
 

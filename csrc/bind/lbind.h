@@ -96,9 +96,10 @@ struct LContext {
   bool closed, stopping;
   bool lost;          /* an error that could not be collected, for want of memory or of C stack, is in the side table */
   AioLink flights;    /* lpool.c: jobs in flight, and those whose results nobody has fetched */
+  AioLink partings;   /* ltls_close.c: connections of TLS that wait for room to say goodbye */
+  LTask *failed, *failed_last; /* ended with an error in this turn, to be reported at its end, in their order (lco.c) */
   LTask *awaited;     /* the same, but somebody was told of it who is to take the error */
   bool reporting;     /* the failed are being told of */
-  LTask *failed, *failed_last; /* ended with an error in this turn, to be reported at its end, in their order (lco.c) */
   AioClock clock;     /* of sleeps, timeouts and timers that name none */
   LSlot *slots;       /* [0] is unused */
   uint32_t nslots, free_slot;
@@ -545,6 +546,7 @@ LMethod aioL_ctx_schedule, aioL_ctx_bh, aioL_ctx_timer, aioL_ctx_watch, aioL_ctx
   aioL_ctx_signal, aioL_ctx_set_threads, aioL_ctx_attach, aioL_ctx_detach, aioL_ctx_source;
 void aioL_jobs_drop(LRuntime *rt);
 void aioL_flights_drop(LContext *c);               /* the pool is closed */
+void aioL_partings_drop(LContext *c);              /* it is about to close */
 void aioL_oneshots_drop(lua_State *L, LContext *c);
 void aioL_glib_drop(lua_State *L, LContext *c);    /* [-0, +0, -] at the latest when no turn is running */
 

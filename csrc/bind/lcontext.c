@@ -182,6 +182,7 @@ static int new_context(lua_State *L, LRuntime *rt, const AioOptions *opts, AioCl
   c->clock = clock;
   c->glib = LUA_NOREF;
   list_init(&c->flights);
+  list_init(&c->partings);
   aio_context_set_home(c->core);
   aio_context_set_around(c->core, aioL_around, c);
   box->c = c;
@@ -222,6 +223,7 @@ static void close_context(lua_State *L, LContext *c) {
   if (c->closed) return;
   c->closed = true;
   aioL_tasks_drop(L, c);
+  aioL_partings_drop(c);
   aio_context_close(c->core);
   aioL_flights_drop(c);
   aioL_oneshots_drop(L, c);

@@ -21,10 +21,11 @@ LStream *aioL_stream_new(lua_State *L) {
 
 void aioL_stream_close(LStream *s, bool keep_fd) {
   if (s->s.filter && aioL_tls_doom(s)) return;
+  bool writing = s->out;
   s->uses++;
   aioL_read_close(s);
   aioL_write_close(s);
-  if (s->s.filter) aioL_tls_close(s, keep_fd);
+  if (s->s.filter) aioL_tls_close(s, keep_fd, writing);
   if (keep_fd)
     aio_stream_forget(&s->s);
   else
@@ -201,7 +202,9 @@ static int stream_setfd(lua_State *L) {
   return lua_settop(L, 1), 1;
 }
 
-/*** Closes it. Whoever waits for it has nil, "closed". Also `<close>`, and what the collector does; twice is fine.
+/*** Closes it. Whoever waits for it has nil, "closed". Also `<close>`, and what the collector does; twice is fine. One that
+speaks TLS tells the other end that this is all, unless a write is cut short; where its socket has no room for that, the context
+whose turn is running does so as soon as there is some, for at most 30 seconds, and goes on meanwhile.
 @function stream:close
 @treturn boolean true */
 static int stream_close(lua_State *L) {

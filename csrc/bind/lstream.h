@@ -24,7 +24,8 @@ typedef struct LStream {
 
 bool aioL_tls_doom(LStream *s);                          /* it is to be closed: true if that must wait, for its filter runs */
 void aioL_tls_settle(LStream *s);                        /* is it so no more, the stream is closed */
-void aioL_tls_close(LStream *s, bool keep_fd);           /* its filter goes, and unless it is kept, the fd with it */
+/* Its filter goes, and unless it is kept, the fd with it; `writing`: what was being written is cut short. */
+void aioL_tls_close(LStream *s, bool keep_fd, bool writing);
 const char *aioL_tls_message(const LStream *s, int rc);  /* in LuaSec's words; NULL: none */
 LOpen aioL_open_tls;
 

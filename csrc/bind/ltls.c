@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * TLS: a connection of LuaSec's between a stream and its socket; its beginning and its end.
+ * TLS: a connection of LuaSec's between a stream and its socket. Its end is ltls_close.c's.
  *
  * Way      tls -> the library's functions. call: LuaSec makes contexts and connections. begin(stream, connection): the filter
  *          is in place -> shake: ticket, watch -> on_shake -> results; then bytes go through ltls_io.c
@@ -90,60 +90,6 @@ bool aioL_tls_doom(LStream *s) {
   return true;
 }
 
-/* Sending the alert must not block, as it would where LuaSec makes the socket wait for room. */
-static bool may_notify(const LTls *tls, int fd) {
-  AioReady ready = {.fd = fd, .wanted = 1U << AIO_WRITE};
-  return tls->connected && !tls->broken && !tls->filter.held && aio_ready(&ready, 1) == 1;
-}
-
-/* The number may be somebody else's by now, and LuaSec would close it: better that its memory is lost. */
-static void renounce(const LTls *tls) {
-  lua_State *T = tls->lib->T;
-  lua_rawgeti(T, LUA_REGISTRYINDEX, tls->connection);
-  lua_pushnil(T);
-  lua_setmetatable(T, -2);
-  lua_pop(T, 1);
-}
-
-static void let_go(LTls *tls) {
-  luaL_unref(tls->lib->T, LUA_REGISTRYINDEX, tls->connection);
-  luaL_unref(tls->lib->T, LUA_REGISTRYINDEX, tls->held);
-  tls->connection = tls->held = LUA_NOREF;
-}
-
-/* The kernel resets a connection that is closed with bytes unread, and the peer loses what it has not read yet. Of those that
- * nobody asked for, session tickets, TLS is to take what there is; nothing waits. */
-static void take_tickets(LTls *tls) { /* lib->T: [-0, +n, -] */
-  lua_pushinteger(tls->lib->T, 1);
-  aioL_tls_call(tls, T_RECEIVE, 1, 0);
-}
-
-void aioL_tls_close(LStream *s, bool keep_fd) {
-  LTls *tls = aioL_tls_of(s->s.filter);
-  lua_State *T = tls->lib->T;
-  bool lost = keep_fd || s->s.fd < 0;
-  int top = lua_gettop(T);
-  tls->s = NULL;
-  s->s.filter = NULL;
-  if (!lua_checkstack(T, L_TLS_SLOTS)) return;
-  if (tls->owns && lost) renounce(tls);
-  if (tls->owns && !lost) {
-    bool notify = may_notify(tls, s->s.fd);
-    if (!notify) aio_socket_shutdown(s->s.fd, true, true);
-    aio_stream_release(&s->s);
-    if (notify) take_tickets(tls);
-    aioL_tls_call(tls, T_CLOSE, 0, 0);
-  }
-  lua_settop(T, top);
-  let_go(tls);
-}
-
-static int tls_gc(lua_State *L) {
-  LTls *tls = lua_touserdata(L, 1);
-  if (tls->s) aioL_stream_close(tls->s, false);
-  return 0;
-}
-
 static int check_fresh(lua_State *L, const LStream *s) { /* [-0, +0 or n, e] */
   if (s->s.fd < 0) return aioL_closed(L);
   if (s->reader || s->out) return luaL_error(L, "cannot begin TLS on a stream that somebody waits for");
@@ -182,8 +128,10 @@ static int tls_begin(lua_State *L) {
   tls->connection = luaL_ref(L, LUA_REGISTRYINDEX);
   lua_pushvalue(L, 1);
   aioL_know(L, s);
+  lua_pushvalue(L, 3);
+  aioL_know(L, tls);
   int n = lua_checkstack(lib->T, L_TLS_SLOTS) ? check_fresh(L, s) : aioL_fail(L, -ENOMEM); /* finalisers have run */
-  if (n) return let_go(tls), n;
+  if (n) return aioL_tls_let_go(tls), n;
   tls->s = s;
   s->s.filter = &tls->filter;
   int top = lua_gettop(lib->T);
@@ -222,7 +170,7 @@ static int tls_call(lua_State *L) {
 static int mod_tls(lua_State *L) {
   static const luaL_Reg functions[] = {{"fresh", tls_fresh}, {"begin", tls_begin}, {"shake", tls_shake},
     {"connection", tls_connection}, {"call", tls_call}, {NULL, NULL}};
-  static const luaL_Reg methods[] = {{"__gc", tls_gc}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"__gc", aioL_tls_gc}, {NULL, NULL}};
   luaL_checktype(L, 1, LUA_TTABLE);
   luaL_checktype(L, 2, LUA_TFUNCTION);
   lua_settop(L, 2);
@@ -237,7 +185,7 @@ static int mod_tls(lua_State *L) {
   lua_setfield(L, -2, "__mode");
   lua_setmetatable(L, -2);
   lib->of = luaL_ref(L, LUA_REGISTRYINDEX);
-  lib->objects = aioL_runtime(L)->objects;
+  lib->rt = aioL_runtime(L);
   for (int i = 0; i < T_CALLS; i++) {
     if (i == T_SET_FD)
       lua_pushvalue(L, 2);

@@ -15,7 +15,7 @@ typedef enum LTlsCall { T_RECEIVE, T_SEND, T_CLOSE, T_HANDSHAKE, T_DIRTY, T_FINI
 typedef struct LTlsLib {
   lua_State *T;    /* in the registry */
   int of;          /* registry: weak table, stream -> its LTls */
-  int objects;     /* registry: LRuntime's */
+  LRuntime *rt;
   int fns[T_CALLS]; /* registry */
 } LTlsLib;
 
@@ -33,6 +33,11 @@ typedef struct LTls {
   bool busy, reads; /* LuaSec is on the C stack, to read or shake hands */
   bool doomed;      /* the stream was closed meanwhile */
   char message[120]; /* of `broken`, unless errno says it */
+  int fd;           /* of one that lingers */
+  LContext *c;      /* in whose turns it waits for room to say goodbye; NULL: it does not */
+  AioLink link;     /* in c->partings */
+  AioWatch watch;   /* of that */
+  AioTimer limit;
 } LTls;
 
 static inline LTls *aioL_tls_of(AioFilter *f) { return container_of(f, LTls, filter); }
@@ -40,6 +45,8 @@ static inline LTls *aioL_tls_of(AioFilter *f) { return container_of(f, LTls, fil
 /* lib->T: [-nargs, +1+nresults, -]; the arguments behind the connection are on top. false, and a message: it has raised.
  * The stream stays beneath: who has it on his stack may be gone when this returns. There must be room for L_TLS_SLOTS. */
 bool aioL_tls_call(LTls *tls, LTlsCall fn, int nargs, int nresults);
+void aioL_tls_let_go(LTls *tls); /* of what the registry has of it */
+int aioL_tls_gc(lua_State *L);   /* its finaliser */
 int aioL_tls_step(LTls *tls); /* of the handshake. 1: done; -EAGAIN; -errno */
 int64_t aioL_tls_read(AioFilter *f, void *buf, size_t len); /* for AioFilter */
 int64_t aioL_tls_write(AioFilter *f, const AioPiece *v, size_t n);

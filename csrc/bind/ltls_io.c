@@ -18,7 +18,7 @@ enum { CHUNK = 64 << 10 };
 
 bool aioL_tls_call(LTls *tls, LTlsCall fn, int nargs, int nresults) {
   lua_State *T = tls->lib->T;
-  lua_rawgeti(T, LUA_REGISTRYINDEX, tls->lib->objects);
+  lua_rawgeti(T, LUA_REGISTRYINDEX, tls->lib->rt->objects);
   lua_rawgetp(T, -1, tls->s);
   lua_replace(T, -2);
   lua_rawgeti(T, LUA_REGISTRYINDEX, tls->lib->fns[fn]);

@@ -4,6 +4,7 @@
 local aio = require "aioloop"
 local drivers = require "spec.support.drivers"
 local fds = require "fds"
+local tasks = require "spec.support.tasks"
 
 local function done(task)
   return function()
@@ -173,6 +174,34 @@ describe("waiting for an fd", function()
       assert.same({ true, "hello" }, { reader:join() })
       assert.is_true((writer:join()))
       assert.equal(0, ctx:stats().watches)
+    end)
+
+    it("says what is so now, where they may take no time", function()
+      local ctx = d.context()
+      tasks.run(d, ctx, function()
+        local a, b = fds.socketpair()
+        for _ = 1, 3 do
+          assert.same({ true }, { aio.wait_writable(a, 0) })
+          assert.same({ true }, { aio.wait_writable(a, -1) })
+          assert.same({ nil, "timeout" }, { aio.wait_readable(a, 0) })
+        end
+        fds.write(b, "x")
+        for _ = 1, 3 do assert.same({ true }, { aio.wait_readable(a, 0) }) end
+        fds.read(a)
+        assert.same({ nil, "timeout" }, { aio.wait_readable(a, 0) })
+        fds.fill(a)
+        assert.same({ nil, "timeout" }, { aio.wait_writable(a, 0) })
+        fds.close(b)
+        assert.same({ true, true }, { aio.wait_readable(a, 0), (aio.wait_writable(a, 0)) })
+        local file <close> = io.tmpfile()
+        local _, message, errno = aio.wait_readable(file, 0)
+        assert.same({ "string", 1 }, { type(message), errno })
+        fds.close(a)
+        local task = aio.spawn(function() return aio.wait_writable(a, 0) end):keep()
+        task:cancel()
+        assert.is_false((task:join()))
+      end)
+      tasks.is_quiet(ctx)
     end)
 
     it("ends at its time limit, and leaves nothing behind", function()

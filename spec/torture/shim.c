@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Stands between the module and the kernel (LD_PRELOAD): calls that core.so makes, and no others, move one byte at a
- * time, or are refused.
+ * time, or are refused. Those of OpenSSL move a byte at a time, too.
  *
  * Way      SHIM=bytes: on sockets and pipes one byte for each call; SHIM_SEED=n: and between them EAGAIN and EINTR by lot;
  *          SHIM_REPORT=file: how much was done so, a line for each process.
@@ -30,25 +30,32 @@
 
 /* ---- whose call it is ---- */
 
-static _Atomic(uintptr_t) from, to;
+typedef struct Code {
+  const char *name;
+  _Atomic(uintptr_t) from, to;
+} Code;
 
-static int find_module(struct dl_phdr_info *info, size_t size, void *unused) {
-  (void)size, (void)unused;
-  const char *name = strstr(info->dlpi_name, "aioloop/core.so");
-  if (!name) return 0;
+static Code module = {.name = "aioloop/core.so"}, tls = {.name = "libcrypto.so"};
+
+static int find(struct dl_phdr_info *info, size_t size, void *code) {
+  Code *c = code;
+  (void)size;
+  if (!strstr(info->dlpi_name, c->name)) return 0;
   for (int i = 0; i < info->dlpi_phnum; i++) {
     const ElfW(Phdr) *p = &info->dlpi_phdr[i];
     if (p->p_type != PT_LOAD || !(p->p_flags & PF_X)) continue;
-    atomic_store(&to, info->dlpi_addr + p->p_vaddr + p->p_memsz);
-    atomic_store(&from, info->dlpi_addr + p->p_vaddr);
+    atomic_store(&c->to, info->dlpi_addr + p->p_vaddr + p->p_memsz);
+    atomic_store(&c->from, info->dlpi_addr + p->p_vaddr);
   }
   return 1;
 }
 
-static bool is_mine(const void *address) {
-  uintptr_t a = (uintptr_t)address, begin = atomic_load_explicit(&from, memory_order_relaxed);
-  return begin && a >= begin && a < atomic_load_explicit(&to, memory_order_relaxed);
+static bool is_in(const Code *c, const void *address) {
+  uintptr_t a = (uintptr_t)address, begin = atomic_load_explicit(&c->from, memory_order_relaxed);
+  return begin && a >= begin && a < atomic_load_explicit(&c->to, memory_order_relaxed);
 }
+
+static bool is_mine(const void *address) { return is_in(&module, address); }
 
 #define MINE is_mine(__builtin_return_address(0))
 
@@ -103,13 +110,13 @@ const char *shim_call(int i) { return i < NCALLS ? names[i] : NULL; }
 /* The module is there by now. False: no such call. */
 bool shim_arm(const char *call, long n, bool ever);
 bool shim_arm(const char *call, long n, bool ever) {
-  dl_iterate_phdr(find_module, NULL);
+  dl_iterate_phdr(find, &module);
   atomic_store(&count, 0);
   atomic_store(&refused, 0);
   atomic_store(&at, n);
   atomic_store(&for_ever, ever);
   for (int i = 0; i < NCALLS; i++)
-    if (!strcmp(names[i], call)) return atomic_store(&armed, i), atomic_load(&from) != 0;
+    if (!strcmp(names[i], call)) return atomic_store(&armed, i), atomic_load(&module.from) != 0;
   return false;
 }
 
@@ -149,8 +156,9 @@ static bool moves_bytes(int fd) {
 
 static bool is_cut(int fd, const void *caller) {
   if (!small) return false;
-  if (!atomic_load_explicit(&from, memory_order_relaxed)) dl_iterate_phdr(find_module, NULL);
-  return is_mine(caller) && moves_bytes(fd);
+  if (!atomic_load_explicit(&module.from, memory_order_relaxed)) dl_iterate_phdr(find, &module);
+  if (!atomic_load_explicit(&tls.from, memory_order_relaxed)) dl_iterate_phdr(find, &tls);
+  return (is_mine(caller) || is_in(&tls, caller)) && moves_bytes(fd);
 }
 
 static bool hiccup(int fd) {
