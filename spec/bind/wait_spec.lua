@@ -560,23 +560,23 @@ describe("a late completion", function()
 
     it("in the same turn as the time limit gives one result and one resumption", function()
       local ctx, log = d.context(), {}
-      local tasks = {}
+      local list = {}
       for i = 1, 50 do
-        tasks[i] = ctx:spawn(function()
+        list[i] = ctx:spawn(function()
           local got = aio.suspend(0.002)
           log[#log + 1] = got == nil and "timeout" or got
           assert.same({ n = 2, nil, "timeout" }, table.pack(aio.suspend(0.004)))
         end)
       end
       ctx:timer(function()
-        for i = 1, 50 do tasks[i]:wake "woken" end
+        for i = 1, 50 do list[i]:wake "woken" end
       end):arm(0.002)
       d.wait(ctx, function()
-        for i = 1, 50 do if not done(tasks[i])() then return false end end
+        for i = 1, 50 do if not done(list[i])() then return false end end
         return true
       end)
       assert.equal(50, #log)
-      for i = 1, 50 do assert.same({ true }, { tasks[i]:join() }) end
+      for i = 1, 50 do assert.same({ true }, { list[i]:join() }) end
     end)
   end)
 end)
