@@ -76,6 +76,10 @@ typedef union LSlot {
   intptr_t next_free;
 } LSlot;
 
+typedef struct LTaskQueue {
+  LTask *first, *last;
+} LTaskQueue;
+
 /* Its memory lasts as long as the lua_State and is used for one context after the other: a timer tells by `life` whether
  * its own is still there. */
 struct LContext {
@@ -97,8 +101,8 @@ struct LContext {
   bool lost;          /* an error that could not be collected, for want of memory or of C stack, is in the side table */
   AioLink flights;    /* lpool.c: jobs in flight, and those whose results nobody has fetched */
   AioLink partings;   /* ltls_close.c: connections of TLS that wait for room to say goodbye */
-  LTask *failed, *failed_last; /* ended with an error in this turn, to be reported at its end, in their order (lco.c) */
-  LTask *awaited;     /* the same, but somebody was told of it who is to take the error */
+  LTaskQueue failed;  /* lco.c: ended with an error in this turn, to be reported at its end, in their order */
+  LTaskQueue awaited; /* the same, but somebody was told of it who is to take the error */
   bool reporting;     /* the failed are being told of */
   AioClock clock;     /* of sleeps, timeouts and timers that name none */
   LSlot *slots;       /* [0] is unused */
@@ -278,7 +282,7 @@ struct LTask {
   LTies *ties;        /* NULL: none */
   union {
     int nargs;          /* values on the waiting state's stack for the next resume; of one that has ended: results */
-    LTask *next_failed; /* of one that has failed: in c->failed */
+    LTask *next_failed; /* of one that has failed: in c->failed or c->awaited */
   };
   uint32_t slot;      /* anchors it; 0: not anchored */
   uint32_t life;      /* of c: a later one is another context */

@@ -166,21 +166,23 @@ static void report_orphan(LContext *c, LTask *t) {
   aioL_report(c, NULL, t);
 }
 
-void aioL_report_soon(LContext *c, LTask *t) {
+static void append(LTaskQueue *q, LTask *t) {
   t->next_failed = NULL;
-  *(c->failed ? &c->failed_last->next_failed : &c->failed) = t;
-  c->failed_last = t;
+  *(q->first ? &q->last->next_failed : &q->first) = t;
+  q->last = t;
 }
+
+static LTask *take_first(LTaskQueue *q) { /* NULL: there is none */
+  LTask *t = q->first;
+  if (t) q->first = t->next_failed;
+  return t;
+}
+
+void aioL_report_soon(LContext *c, LTask *t) { append(&c->failed, t); }
 
 /* Whoever was told of its end takes the error, in this turn or before the end of the next one. If not, it is reported then. */
-static void await_joiner(LContext *c, LTask *t) {
-  t->next_failed = c->awaited;
-  c->awaited = t;
-}
-
 static void end_awaiting(lua_State *L, LContext *c) {
-  for (LTask *t; (t = c->awaited);) {
-    c->awaited = t->next_failed;
+  for (LTask *t; (t = take_first(&c->awaited));) {
     if (t->joined) {
       aioL_unanchor(L, c, &t->slot);
       continue;
@@ -194,10 +196,7 @@ static void leave_loop(lua_State *L, LContext *c, LTask *t) {
   if (t->ties && t->ties->member) aioL_member_ended(c, t);
   untie(L, t);
   if (t->state == L_BROKEN && !t->joined) {
-    if (t->awaited)
-      await_joiner(c, t);
-    else
-      aioL_report_soon(c, t);
+    append(t->awaited ? &c->awaited : &c->failed, t);
   } else {
     aioL_unanchor(L, c, &t->slot);
   }
@@ -331,9 +330,8 @@ LTask *aioL_check_task(lua_State *L, int idx) {
 static void report_failed(lua_State *L, LContext *c) {
   if (c->reporting) return; /* the handler has closed the context, or polled */
   c->reporting = true;
-  while (c->failed && !c->closed) {
-    LTask *t = c->failed;
-    c->failed = t->next_failed;
+  while (c->failed.first && !c->closed) {
+    LTask *t = take_first(&c->failed);
     aioL_push_task(L, t); /* the handler may close the context */
     if (!t->joined && !t->keep) {
       t->joined = true;
@@ -346,14 +344,14 @@ static void report_failed(lua_State *L, LContext *c) {
 }
 
 void aioL_report_unjoined(lua_State *L, LContext *c) {
-  if (!c->failed && !c->awaited) return;
+  if (!c->failed.first && !c->awaited.first) return;
   if (c->closed || !lua_checkstack(L, 4)) return;
   report_failed(L, c);
   if (!c->closed) end_awaiting(L, c);
 }
 
 void aioL_report_closing(lua_State *L, LContext *c) {
-  if ((!c->failed && !c->awaited) || c->closed || !lua_checkstack(L, 4)) return;
+  if ((!c->failed.first && !c->awaited.first) || c->closed || !lua_checkstack(L, 4)) return;
   end_awaiting(L, c);
   report_failed(L, c);
 }
@@ -389,5 +387,5 @@ void aioL_tasks_drop(lua_State *L, LContext *c) {
     t->slot = 0;
     c->slots[i].next_free = 0;
   }
-  c->failed = c->awaited = NULL;
+  c->failed = c->awaited = (LTaskQueue){.first = NULL};
 }

@@ -61,7 +61,8 @@ static int run_protected(lua_State *L) {
     aioL_turns(L, c, finished, main);
     aioL_raise(L, c);
   }
-  while ((c->failed || c->awaited) && !c->closed && !c->reporting) aioL_turn(L, c, 0); /* a handle was collected since, say */
+  while ((c->failed.first || c->awaited.first) && !c->closed && !c->reporting)
+    aioL_turn(L, c, 0); /* a handle was collected since, say */
   if (!c->closed) aioL_raise(L, c);                /* or something went wrong outside of any turn */
   return 0;
 }

@@ -600,6 +600,30 @@ describe("the error of a task whose joiner was killed", function()
     error("lost", 0)
   end
 
+  it("in the turn in which many end, is reported in the order of their ends", function()
+    local ctx <close> = assert(aio.context())
+    local told, joiners = {}, {}
+    ctx:on_error(function(err) told[#told + 1] = tonumber(tostring(err):match "^%d+") end)
+    for i = 1, 5 do
+      local task = ctx:spawn(function()
+        aio.yield()
+        aio.yield()
+        error(tostring(i), 0)
+      end)
+      ctx:spawn(function()
+        joiners[i] = coroutine.running()
+        task:join()
+      end)
+    end
+    ctx:spawn(function()
+      aio.yield()
+      aio.yield() -- those that fail have failed, and those that join have not run
+      for _, co in ipairs(joiners) do coroutine.close(co) end
+    end)
+    ctx:run()
+    assert.same({ 1, 2, 3, 4, 5 }, told)
+  end)
+
   it("before, or between its end and the joiner's turn, is reported", function()
     for kill = 0, 3 do
       local ctx <close> = assert(aio.context())
