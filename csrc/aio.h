@@ -224,6 +224,9 @@ int aio_watch_open(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *read
  * still has its registration, nothing is asked of it. -EBADF also when it is known that the number is another file's by
  * now; where it is not known yet, the watch is lost soon. */
 int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque);
+/* For an fd that open has refused with -EPERM: a device that never blocks, such as /dev/null or /dev/zero, is ready in every
+ * turn. Of such a watch close and stir make sense, and `fd` is -1. -EPERM: fd is no such device; -EBADF, -ESHUTDOWN. */
+int aio_watch_always(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque);
 void aio_watch_close(AioWatch *w);
 /* Calls `ready` in this turn or the next, whether the fd is ready or not. */
 void aio_watch_stir(AioWatch *w);
@@ -448,7 +451,8 @@ typedef struct AioStream {
   bool socket : 1;
   bool eof : 1;         /* there will be no more */
   bool drained : 1;     /* the last read found no more than it got: to try again now would be in vain */
-  bool restore : 1;     /* was blocking when it was adopted, and will be so again */
+  bool restore : 1;     /* was blocking when it was adopted, or later, and will be so again */
+  bool shared : 1;      /* adopted, and no socket: others may make it block */
 } AioStream;
 
 /* Takes a non-blocking fd, which aio_stream_close closes. */
@@ -457,7 +461,7 @@ void aio_stream_close(AioStream *s); /* twice is fine */
 void aio_stream_forget(AioStream *s); /* as close, and the fd stays as it is */
 int aio_stream_release(AioStream *s); /* as close, but it is the caller who closes the fd */
 /* Takes an fd of somebody else's: makes it non-blocking, or with `copy` a duplicate of it. 0, -EINVAL: what is no stream
- * (a file, a directory, a socket of datagrams), -EBADF, -EMFILE. */
+ * (a file, a directory, a socket of datagrams or records), -EBADF, -EMFILE. */
 int aio_stream_adopt(AioStream *s, int fd, bool copy);
 /* Reads past the input: bytes, 0 at the end, -EAGAIN, -errno. */
 int64_t aio_stream_read(AioStream *s, void *buf, size_t len);

@@ -172,7 +172,7 @@ static int go_on_later(LStream *s) {
   if (aio_watch_is_open(&out->watch) && out->watch.dir == dir) return 0;
   if (s->s.fd < 0) return -ESHUTDOWN;
   aio_watch_close(&out->watch);
-  int rc = aio_watch_again(&out->watch, out->c->core, s->s.fd, dir, on_writable, s);
+  int rc = aioL_stream_watch(&out->watch, out->c, s, dir, on_writable);
   out->watch.nests = true; /* who is through may poll until the next is, too */
   if (!f) return rc;
   aioL_read_stir(s);

@@ -70,9 +70,9 @@ static const LWaitOps into_ops = {.name = "stream:readinto", .leave = aioL_read_
 static void on_readable(void *opaque);
 
 /* Where the other half has the watch for what this one waits for, it will stir this one. */
-int aioL_read_watch(LStream *s, AioContext *core, AioFn *ready) {
+int aioL_read_watch(LStream *s, LContext *c, AioFn *ready) {
   const AioFilter *f = s->s.filter;
-  int rc = aio_watch_again(&s->watch, core, s->s.fd, f ? (AioDir)f->wants[AIO_READ] : AIO_READ, ready, s);
+  int rc = aioL_stream_watch(&s->watch, c, s, f ? (AioDir)f->wants[AIO_READ] : AIO_READ, ready);
   if (rc == -EEXIST && f && s->out) return 0;
   if (rc == 0 && f && f->more) aio_watch_stir(&s->watch);
   return rc;
@@ -83,7 +83,7 @@ static void watch_anew(LStream *s) {
   if (tk->c->closed) return;
   aio_watch_close(&s->watch);
   aioL_out_stir(s);
-  int rc = aioL_read_watch(s, tk->c->core, on_readable);
+  int rc = aioL_read_watch(s, tk->c, on_readable);
   if (rc < 0) aioL_take_later(tk, L_FAILED, rc);
 }
 
@@ -133,7 +133,7 @@ int aioL_read_wait(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops, A
   uint16_t uses = s->uses;
   LTicket *tk = aioL_ticket(L, c, ops);
   int rc = s->s.fd < 0 ? -ESHUTDOWN : s->reader || s->uses != uses ? -EBUSY : 0; /* a finaliser, just now */
-  if (rc == 0) rc = aioL_read_watch(s, c->core, ready);
+  if (rc == 0) rc = aioL_read_watch(s, c, ready);
   if (rc < 0) {
     aioL_ticket_drop(tk);
     return aioL_stream_unwatchable(L, s, rc);

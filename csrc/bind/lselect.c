@@ -3,10 +3,13 @@
  *
  * Way      ready -> aio_ready -> none: wait_any -> ticket, a watch for each -> on_ready -> true -> ready
  * Owner    an LSelect is allocated by the wait, and freed when its ticket leaves.
- * Keep     an fd that is closed must not be watched on: its number may be another's soon. Who closes it says so to `closing`. */
+ * Keep     an fd that is closed must not be watched on: its number may be another's soon. Who closes it says so to `closing`.
+ *          Who reads or writes has the watch, and makes who only looks step aside: he looks again and again then. */
 #include <errno.h>
 
 #include "lstream.h"
+
+enum { LOOK_NS = 5000000 }; /* how often, where another has the watch */
 
 typedef struct LSelectItem {
   AioWatch w;
@@ -17,6 +20,7 @@ typedef struct LSelect {
   AioLink link; /* rt->selects */
   LTicket *tk;
   size_t n;     /* watches that are open */
+  bool blind;   /* for some another has the watch */
   size_t size;  /* bytes of this */
   LSelectItem items[];
 } LSelect;
@@ -82,8 +86,9 @@ static int open_watches(LContext *c, LSelect *s, const AioReady *v, size_t n, in
       if (!(v[i].wanted & 1U << dir)) continue;
       item->of = s;
       int rc = aio_watch_open(&item->w, c->core, v[i].fd, (AioDir)dir, on_ready, NULL, item);
-      if (rc < 0) return *fd = v[i].fd, rc;
-      s->n++;
+      if (rc < 0 && rc != -EEXIST) return *fd = v[i].fd, rc;
+      if (rc == 0) s->n++;
+      s->blind |= rc == -EEXIST;
     }
   return 0;
 }
@@ -108,7 +113,7 @@ int aioL_select_wait(lua_State *L) {
   if (rc < 0) return aioL_ticket_drop(tk), aioL_unwatchable(L, fd, rc);
   list_append(&c->rt->selects, &s->link);
   tk->op = s;
-  return aioL_wait(L, tk, timeout);
+  return aioL_wait(L, tk, s->blind && timeout > LOOK_NS ? LOOK_NS : timeout);
 }
 
 static bool has(const LSelect *s, int fd) {
@@ -117,14 +122,19 @@ static bool has(const LSelect *s, int fd) {
   return false;
 }
 
-/* closing(fd): whoever waits for it has to look again. */
-int aioL_select_closing(lua_State *L) {
-  lua_Integer fd = luaL_checkinteger(L, 1);
-  LRuntime *rt = aioL_runtime(L);
+bool aioL_select_step_aside(LRuntime *rt, int fd) {
+  bool any = false;
   for (AioLink *l = rt->selects.next, *next; l != &rt->selects; l = next) {
     LSelect *s = container_of(l, LSelect, link);
     next = l->next;
-    if (fd <= INT32_MAX && has(s, (int)fd)) aioL_take_later(s->tk, L_DONE, 0);
+    if (has(s, fd)) any |= aioL_take_later(s->tk, L_DONE, 0);
   }
+  return any;
+}
+
+/* closing(fd): whoever waits for it has to look again. */
+int aioL_select_closing(lua_State *L) {
+  lua_Integer fd = luaL_checkinteger(L, 1);
+  if (fd >= 0 && fd <= INT32_MAX) aioL_select_step_aside(aioL_runtime(L), (int)fd);
   return 0;
 }

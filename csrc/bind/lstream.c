@@ -34,9 +34,16 @@ void aioL_stream_close(LStream *s, bool keep_fd) {
 
 int aioL_stream_fail(lua_State *L, LStream *s, int rc) {
   if (rc == -ESHUTDOWN) return aioL_tls_settle(s), aioL_closed(L);
+  if (rc == -EBADF && s->s.fd < 0) return aioL_closed(L); /* behind our back */
   const char *message = s->s.filter ? aioL_tls_message(s, rc) : NULL;
   if (!message) return aioL_fail(L, rc);
   return luaL_pushfail(L), lua_pushstring(L, message), lua_pushinteger(L, -rc), 3;
+}
+
+int aioL_stream_watch(AioWatch *w, LContext *c, LStream *s, AioDir dir, AioFn *ready) {
+  int rc = aio_watch_again(w, c->core, s->s.fd, dir, ready, s);
+  if (rc == -EEXIST && aioL_select_step_aside(c->rt, s->s.fd)) rc = aio_watch_again(w, c->core, s->s.fd, dir, ready, s);
+  return rc == -EPERM ? aio_watch_always(w, c->core, s->s.fd, dir, ready, s) : rc;
 }
 
 /* A number that is not its own any more is left alone. */
@@ -76,7 +83,8 @@ what an object has, a duplicate is made, and the object stays usable. The fd is 
 until the stream is closed.
 @function stream
 @tparam integer|object fd a number, a file of the io library, or an object with getfd(), fileno() or pollfd()
-@treturn stream or nil, message, errno: it is a file or directory (see `aio.open`), or a socket of datagrams */
+@treturn stream or nil, message, errno: it is a file or directory (see `aio.open`), or a socket of datagrams
+or records (SOCK_SEQPACKET) */
 static int mod_stream(lua_State *L) {
   lua_settop(L, 1);
   int fd = aioL_check_fd(L, 1);

@@ -43,7 +43,7 @@ int aioL_stream_fail(lua_State *L, LStream *s, int rc); /* [-0, +3, m] as aioL_f
 /* Each half of a stream with a filter may have to wait for what the other one watches; stirred, it looks again. */
 void aioL_read_stir(LStream *s);
 void aioL_out_stir(LStream *s);
-int aioL_read_watch(LStream *s, AioContext *core, AioFn *ready); /* for who reads; 0, -errno */
+int aioL_read_watch(LStream *s, LContext *c, AioFn *ready); /* for who reads; 0, -errno */
 int aioL_read_wait(lua_State *L, LContext *c, LStream *s, const LWaitOps *ops, AioFn *ready); /* [-0, +n, e] who reads */
 void aioL_out_retry(LStream *s);                         /* soon, whatever it waits for */
 void aioL_read_leave(LTicket *tk);                       /* for LWaitOps of who reads; its op is the stream */
@@ -59,6 +59,8 @@ bool aioL_out_held(const LStream *s);                    /* a filter has begun w
 int aioL_out_wait(lua_State *L, LContext *c, LStream *s, LWriteKind kind, const AioPiece *v, int n, size_t done, bool again);
 /* The same without waiting. `kept`: the stream stays until all is written; else it says "timeout". */
 int aioL_out_leave(lua_State *L, LContext *c, LStream *s, const AioPiece *v, int n, size_t done, bool kept);
+int aioL_stream_watch(AioWatch *w, LContext *c, LStream *s, AioDir dir, AioFn *ready); /* 0; -EPERM: it cannot be watched; -errno */
+bool aioL_select_step_aside(LRuntime *rt, int fd); /* lselect.c: whoever waits for it looks again; true: somebody does */
 int aioL_stream_unwatchable(lua_State *L, LStream *s, int rc); /* [-0, +2 or 3, e] why it cannot be waited for; may close it */
 void aioL_socket_options(lua_State *L, int idx, AioSocketOptions *o); /* [-0, +0, v] of a table, or nil */
 int aioL_write_connected(lua_State *L);                  /* Lua function: waits for what aio_socket_begin has begun */

@@ -53,7 +53,7 @@ static void on_shake(void *opaque) {
   if (rc == -EAGAIN && s->watch.dir == s->s.filter->wants[AIO_READ]) return;
   if (rc == -EAGAIN) {
     aio_watch_close(&s->watch);
-    rc = aioL_read_watch(s, tk->c->core, on_shake);
+    rc = aioL_read_watch(s, tk->c, on_shake);
     if (rc == 0) return;
   }
   aioL_take(tk, L_DONE, rc);

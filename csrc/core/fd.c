@@ -154,6 +154,19 @@ int aio_watch_again(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *rea
   return 0;
 }
 
+int aio_watch_always(AioWatch *w, AioContext *ctx, int fd, AioDir dir, AioFn *ready, void *opaque) {
+  struct stat st;
+  *w = (AioWatch){.ready = ready, .opaque = opaque, .fd = -1, .dir = (uint8_t)dir};
+  if (atomic_load_explicit(&ctx->closed, memory_order_relaxed)) return -ESHUTDOWN;
+  if (fstat(fd, &st) < 0) return -errno;
+  if (!S_ISCHR(st.st_mode)) return -EPERM;
+  w->ctx = ctx;
+  w->open = true;
+  ctx->nwatches++;
+  aio_watch_stir(w);
+  return 0;
+}
+
 static void detach(AioWatch *w) {
   if (list_linked(&w->link)) list_unlink(&w->link);
   if (w->tested) remove_tester(w->ctx, w);
@@ -165,6 +178,10 @@ static void detach(AioWatch *w) {
 void aio_watch_close(AioWatch *w) {
   AioContext *ctx = w->ctx;
   if (!w->open) return;
+  if (w->fd < 0) {
+    detach(w);
+    return;
+  }
   AioFdEntry *e = &ctx->fds[w->fd];
   bool registered = e->w[w->dir] == w;
   if (registered) {
@@ -281,8 +298,11 @@ static void run(AioContext *ctx, AioWatch *w) {
   list_unlink(&w->link);
   ctx->stats.fds++;
   aio__trace(AIO_TRACE_FD_DISPATCH, w, fd);
-  if (w->lost) {
-    detach(w);
+  if (w->lost || fd < 0) {
+    if (w->lost)
+      detach(w);
+    else
+      aio_watch_stir(w); /* always ready: in the next turn, too */
     ready(opaque);
     return;
   }

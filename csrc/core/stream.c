@@ -4,7 +4,8 @@
  * Way      aio_stream_read, or aio_stream_fill -> the input -> aio_input_find -> aio_stream_take; aio_stream_write
  * Threads  whoever owns the stream; aio_may_try: home.
  * Owner    the caller; aio_stream_close closes the fd and frees the input.
- * Keep     nothing here waits. A number that is known to be closed is never closed again. Writing never raises SIGPIPE, and leaves the one alone that somebody else is to get. */
+ * Keep     nothing here waits, whoever makes the file block meanwhile. A number that is known to be closed is never closed
+ *          again. Writing never raises SIGPIPE, and leaves the one alone that somebody else is to get. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -19,6 +20,7 @@
 
 /* The least is what the C library allocates most quickly, and large enough for a request or a line. */
 enum { CHUNK_LEAST = 10, CHUNK_MOST = 16, TRIES = 32 };
+enum { MOST_AT_ONCE = 1 << 20 }; /* or a device that never runs out would keep others waiting */
 
 _Static_assert(sizeof(AioPiece) == sizeof(struct iovec) && offsetof(AioPiece, len) == offsetof(struct iovec, iov_len),
                "a piece is a struct iovec");
@@ -68,7 +70,7 @@ static int check_kind(int fd, bool *socket) {
   int type = 0;
   socklen_t len = sizeof type;
   if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0) return -errno;
-  return type == SOCK_STREAM || type == SOCK_SEQPACKET ? 0 : -EINVAL;
+  return type == SOCK_STREAM ? 0 : -EINVAL;
 }
 
 int aio_stream_adopt(AioStream *s, int fd, bool copy) {
@@ -84,7 +86,14 @@ int aio_stream_adopt(AioStream *s, int fd, bool copy) {
   }
   aio_stream_open(s, mine, socket);
   s->restore = !(flags & O_NONBLOCK);
+  s->shared = !socket;
   return 0;
+}
+
+/* Whoever else has the file may make it block: another stream of ours that is closed, a child program. */
+static void keep_from_blocking(AioStream *s) {
+  int flags = s->shared ? fcntl(s->fd, F_GETFL) : -1;
+  if (flags >= 0 && !(flags & O_NONBLOCK) && fcntl(s->fd, F_SETFL, flags | O_NONBLOCK) == 0) s->restore = true;
 }
 
 /* ---- reading ---- */
@@ -109,6 +118,7 @@ int64_t aio_stream_read(AioStream *s, void *buf, size_t len) {
   if (s->eof) return 0;
   if (s->filter) return read_filtered(s, buf, len);
   ssize_t n;
+  keep_from_blocking(s);
   do n = receive(s, buf, len);
   while (n < 0 && errno == EINTR);
   s->drained = n < (ssize_t)len;
@@ -129,6 +139,7 @@ int64_t aio_stream_fill(AioStream *s, size_t want) {
   size_t room = (size_t)1 << s->chunk, have = aio_input_size(&s->in);
   if (s->error || s->eof) return s->error;
   if (want > room && have > room) room = want < have ? want : have; /* what has come so far is as good as a promise */
+  if (room > MOST_AT_ONCE) room = MOST_AT_ONCE;
   char *at = aio_input_room(&s->in, room);
   if (!at) return -ENOMEM;
   int64_t n = aio_stream_read(s, at, room);
@@ -199,6 +210,7 @@ int64_t aio_stream_write(AioStream *s, const AioPiece *v, size_t n) {
   ssize_t got;
   if (s->filter) return s->filter->write(s->filter, v, n);
   if (n > IOV_MAX) n = IOV_MAX;
+  keep_from_blocking(s);
   do got = s->socket ? send_pieces(s->fd, v, n) : write_pieces(s->fd, v, n);
   while (got < 0 && errno == EINTR);
   if (got >= 0) return got;

@@ -5,19 +5,10 @@
 -- @module aioloop
 
 local core = require "aioloop.core"
+local load = require "aioloop.load"
 
 local aio = {}
 for name, value in pairs(core) do aio[name] = value end
-
--- What a file of ours returns; nil, message, errno when there is no descriptor to read it with.
-local function load(file)
-  local found, module = pcall(require, file)
-  if found then return module end
-  local null, message, errno = io.open "/dev/null"
-  if not null then return nil, (message:gsub("^/dev/null: ", "")), errno end
-  null:close()
-  error(module, 0)
-end
 
 -- These files are read when something of theirs is first asked for: all of them would take longer than all the rest.
 local places = {}
@@ -43,7 +34,7 @@ aio.version = "0.1.0"
 local function find(_, name)
   local file = places[name]
   if not file then
-    if name == "socket" then aio.socket = require "aioloop.socket" end -- a module of its own
+    if name == "socket" then aio.socket = assert(load "aioloop.socket") end -- a module of its own
     return rawget(aio, name)
   end
   local module, message, errno = load(file)

@@ -103,7 +103,7 @@ function dns.getnameinfo(host, service)
     names[i], of_service = core.getnameinfo(a.addr, a.port)
     if not names[i] then return nil, of_service end
   end
-  if not host then return of_service end
+  if not host then return {}, of_service end
   if not service then return names end
   return names, of_service
 end

@@ -59,7 +59,8 @@ local function results(entries, got)
   local lists = { [READ] = {}, [WRITE] = {} }
   for _, entry in ipairs(entries) do
     local list = lists[entry.want]
-    if entry.ready or got and entry.at and got[entry.at] & entry.want ~= 0 then
+    local ready = entry.ready or got and entry.at and got[entry.at] & entry.want ~= 0
+    if ready and not list[entry.object] then -- else it is named twice
       list[#list + 1] = entry.object
       list[entry.object] = #list
     end

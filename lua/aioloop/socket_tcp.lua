@@ -12,7 +12,7 @@ local names = require "aioloop.socket_dns"
 
 local raw <const> = core.sockets()
 local refusal <const>, check_string <const> = names.refusal, names.check_string
-local EAGAIN <const>, EINPROGRESS <const> = 11, 115
+local EAGAIN <const>, ECONNABORTED <const>, EINPROGRESS <const> = 11, 103, 115
 local RETRY <const> = 0.005 -- a Unix socket with a full backlog tells nobody when there is room
 local now <const> = core.now
 
@@ -200,11 +200,18 @@ end
 -- A port or a service; arithmetic may have made the port a float.
 local function check_port(port, i, who) return check_string(math.tointeger(port) or port, i, who) end
 
+-- A socket that was refused says so once more, as an abort, before it can be used again.
+local function begin(io, name, port)
+  local ok, why, errno = raw.begin(io, name, port)
+  if errno ~= ECONNABORTED then return ok, why, errno end
+  return raw.begin(io, name, port)
+end
+
 -- One address, or path: true; or nil, why.
 local function connect_one(self, limit, deadline, name, port)
   local io = self.io
   while true do
-    local ok, why, errno = raw.begin(io, name, port)
+    local ok, why, errno = begin(io, name, port)
     if ok then return true end
     if errno ~= EINPROGRESS and errno ~= EAGAIN then return nil, refusal(why, errno) end
     if limit == 0 then return nil, "timeout" end
@@ -246,12 +253,13 @@ local function connect_tcp(self, host, port)
   local limit = limit_of(self)
   local deadline = limit and limit > 0 and now() + limit or nil
   local list, why = resolve(self, host, port, limit)
-  local ok
+  local ok, family = nil, self.family
   for _, a in ipairs(list or {}) do
     ok, why = suit(self, a.family)
     if ok then ok, why = connect_one(self, limit, deadline, a.addr, a.port) end
-    if ok or limit == 0 then break end
+    if ok or limit == 0 or why == "timeout" then break end
   end
+  if not ok and limit ~= 0 then self.family = family end -- where it had none, the next call makes another socket
   set_role(self, "client") -- also a connection under way is one
   return ok, why, limit
 end

@@ -4,6 +4,7 @@
 -- @module aioloop.stream
 
 local core = require "aioloop.core"
+local load = require "aioloop.load"
 
 local M, stream, server = core.streams()
 local connect_to, listen_at, check_table = M.connect_to, M.listen_at, M.check_options
@@ -78,9 +79,11 @@ function M.listen(host, port, options)
   if port == nil or type(port) == "table" and options == nil then
     options = port or options
     check_options(options, 2, "listen")
+    check_host(host, 0, "listen")
     return listen_at(host, nil, options)
   end
   check_options(options, 3, "listen")
+  check_host(host, port, "listen")
   if host == "*" then
     if type(port) == "string" then
       local list, message, errno = core.getaddrinfo(nil, port, { passive = true })
@@ -91,7 +94,6 @@ function M.listen(host, port, options)
     if any or errno ~= 97 then return any, message, errno end -- EAFNOSUPPORT
     host = "0.0.0.0"
   end
-  check_host(host, port, "listen")
   local list, message, errno = core.getaddrinfo(host, port, { passive = true })
   if not list then return nil, message, errno end
   local result
@@ -133,7 +135,11 @@ local tls -- read when it is first needed
 -- @raise when somebody waits for it, when it speaks TLS already, or without LuaSec
 function stream:starttls(params)
   check_self(self, "stream", "starttls")
-  tls = tls or require "aioloop.tls"(open_tls)
+  if not tls then
+    local open, message, errno = load "aioloop.tls"
+    if not open then return nil, message, errno end
+    tls = open(open_tls)
+  end
   return tls.start(self, params)
 end
 

@@ -4,6 +4,8 @@
 -- Yields  start does.
 -- @module aioloop.stream
 
+local load = require "aioloop.load"
+
 local EPROTO <const> = 71
 
 -- Of a connection, what only tells.
@@ -12,9 +14,10 @@ local TELLING <const> = {
   "getfinished", "getsniname", "getalpn", "exportkeyingmaterial", "getstats",
 }
 
-local function luasec()
-  local found, ssl = pcall(require, "ssl")
+local function luasec() -- or nil, message, errno
+  local found, ssl, message, errno = pcall(load, "ssl")
   if not found then error("starttls needs LuaSec:\n" .. tostring(ssl), 3) end
+  if not ssl then return nil, message, errno end
   return ssl, require "ssl.core"
 end
 
@@ -143,12 +146,14 @@ return function(open)
   local tls, ssl
   local sessions = setmetatable({}, { __mode = "k" })
 
-  local function load()
-    local ssl_core
-    ssl, ssl_core = luasec()
+  local function begin() -- true; or nil, message, errno
+    local found, ssl_core, errno = luasec()
+    if not found then return nil, ssl_core, errno end
+    ssl = found
     local ctx = assert(ssl.newcontext { mode = "client", protocol = "any" })
     local connection = assert(wrap(ssl, ctx))
     tls = open(getmetatable(connection).__index, ssl_core.setfd)
+    return true
   end
 
   function M.start(stream, params)
@@ -160,8 +165,10 @@ return function(open)
       check_sni(params.sni, params.mode == "server")
       host = host_to_check(params)
     end
-    if not tls then load() end
-    local ok, message, errno = tls.fresh(stream)
+    local ok, message, errno
+    if not tls then ok, message, errno = begin() end
+    if not tls then return ok, message, errno end
+    ok, message, errno = tls.fresh(stream)
     if not ok then return fail(message, errno) end
     local connection
     connection, message = tls.call(connect, ssl, params)

@@ -99,12 +99,22 @@ describe("context", function()
         local keep = {}
         repeat keep[#keep + 1] = io.open "/dev/null" until not io.open "/dev/null"
         print(aio.udp())
+        print((pcall(function() return aio.socket end)))
         keep = nil
         collectgarbage()
-        print(aio.type((aio.udp())))
+        local a, b = aio.socketpair()
+        keep = {}
+        repeat keep[#keep + 1] = io.open "/dev/null" until not io.open "/dev/null"
+        print(a:starttls {})
+        keep = nil
+        collectgarbage()
+        print(aio.type((aio.udp())), type(aio.socket))
+        b:close()
+        print(a:starttls {})
       ]], 20, "ulimit -n 40;")
       assert.equal(0, run.code, run.err)
-      assert.matches("^nil\tToo many open files\t24\nudp\n$", run.out)
+      local refused <const> = "nil\tToo many open files\t24\n"
+      assert.equal(refused .. "false\n" .. refused .. "udp\ttable\nnil\tBroken pipe\t32\n", run.out)
     end)
 
     it("a thousand times and dropped, leaves fds and memory as they were #slow", function()

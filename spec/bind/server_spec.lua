@@ -72,7 +72,7 @@ describe("aio.listen", function()
       assert.is_nil((aio.listen("192.0.2.1", 0)))
       assert.is_nil((aio.listen "/no/such/folder/socket"))
       for _, bad in ipairs { { 1, 2 }, { "x", {}, {} }, { "127.0.0.1", -1 }, { "127.0.0.1", 65536 },
-        { "127.0.0.1", 1.5 }, { nil, 1 }, {},
+        { "127.0.0.1", 1.5 }, { nil, 1 }, {}, { 8080 }, { "*", 1.5 },
         { "@x", { backlog = -1 } }, { "@x", { backlog = "x" } }, { "@x", { nodelay = 1 } }, { "@x", { keepalive = 0 } },
         { "@x", { keepalive = 1.5 } }, { "@x", { v6only = 1 } }, { "@x", { timeout = "1" } },
         { "@x", { timeout = 0 / 0 } }, { "@x", nil, 1 } } do

@@ -551,7 +551,7 @@ describe("aio.socket", function()
         peer:send "x"
         b:write "y"
         local readable, writable = socket.select({ a, client, client, pipe }, { client, a }, 1)
-        assert.same({ 3, 2 }, { #readable, #writable })
+        assert.same({ 2, 2 }, { #readable, #writable }) -- each once
         assert.equal(a, readable[1])
 
         -- each in a task of its own
@@ -559,12 +559,12 @@ describe("aio.socket", function()
         a:readsome()
         local one, two = ctx:spawn(socket.select, { client }), ctx:spawn(socket.select, { a })
         aio.yield()
-        local clash = ctx:spawn(socket.select, { a }):keep()
-        local ok, err = clash:join()
-        assert.is_false(ok)
-        assert.matches("has a watch", err)
+        local also = ctx:spawn(socket.select, { a }) -- and for the same object
+        aio.yield()
+        assert.same({ "waiting", "waiting" }, { two:status(), also:status() })
         b:write "x"
         assert.equal(a, select(2, two:join())[1])
+        assert.equal(a, select(2, also:join())[1])
         assert.equal("waiting", one:status())
         peer:close()
         assert.equal(client, select(2, one:join())[1])
@@ -572,6 +572,33 @@ describe("aio.socket", function()
         theirs:close()
         a:close()
         b:close()
+      end)
+      tasks.is_quiet(ctx)
+    end)
+
+    it("an object that another task reads, before or after, is selected all the same", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local client, peer = new_pair()
+        client:settimeout(20)
+        local function watching() return #socket.select({ client }, nil, 20) end
+        for _, order in ipairs { { client.receive, watching }, { watching, client.receive } } do
+          local one = ctx:spawn(order[1], client)
+          aio.yield()
+          local two = ctx:spawn(order[2], client)
+          aio.sleep(0.01)
+          assert.same({ "waiting", "waiting" }, { one:status(), two:status() })
+          peer:send "ab" -- no line
+          local watcher, reader = order[1] == watching and one or two, order[1] == watching and two or one
+          aio.sleep(0.02)
+          assert.equal("waiting", reader:status())
+          peer:send "c\n\n" -- more than a line
+          assert.same({ true, "abc" }, { reader:join() })
+          assert.same({ true, 1 }, { watcher:join() })
+          assert.equal("", client:receive())
+        end
+        client:close()
+        peer:close()
       end)
       tasks.is_quiet(ctx)
     end)
@@ -684,6 +711,29 @@ describe("aio.socket", function()
         end
       end)
     end)
+  end)
+
+  it("connects again after it was refused", function()
+    local server, none = new_server(), new_server()
+    local nobody, port = port_of(none), port_of(server)
+    none:close()
+    for _, new in ipairs { socket.tcp, socket.tcp4 } do
+      for _, bound in ipairs { false, true } do
+        local client = new()
+        client:settimeout(5)
+        if bound then assert.equal(1, client:bind("127.0.0.1", 0)) end
+        for _ = 1, 3 do
+          assert.same({ nil, "connection refused" }, { client:connect("127.0.0.1", nobody) })
+        end
+        assert.equal(1, client:connect("127.0.0.1", port))
+        local peer = server:accept()
+        peer:send "hello\n"
+        assert.equal("hello", client:receive())
+        client:close()
+        peer:close()
+      end
+    end
+    server:close()
   end)
 
   it("works in the main chunk", function()

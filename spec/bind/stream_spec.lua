@@ -831,6 +831,86 @@ describe("a stream", function()
       end)
     end)
 
+    it("waits by itself, whoever makes its file block", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local r, w = fds.pipe()
+        local one, two = assert(aio.stream { getfd = function() return r end }), assert(aio.stream(r))
+        local out = assert(aio.stream { getfd = function() return w end })
+        local ticks = 0
+        local _ <close> = aio.current():timer(function()
+          ticks = ticks + 1
+          if ticks == 3 then fds.write(w, "x") end
+        end):arm(0.005, 0.005)
+        fds.block(r)
+        fds.block(w)
+        assert.equal("x", two:read(1)) -- it has not been read yet, so it is tried at once
+        assert.is_true(ticks >= 3)
+        one:close() -- the flag is of both
+        local reader = aio.spawn(two.read, two, 1)
+        ticks = 0
+        aio.sleep(0.002)
+        assert.equal("waiting", reader:status())
+        assert.same({ true, "x" }, { reader:join() })
+        fds.block(w)
+        local writer = aio.spawn(out.write, out, ("y"):rep(1 << 20))
+        aio.sleep(0.002)
+        assert.equal("waiting", writer:status())
+        assert.equal(1 << 20, #two:read(1 << 20))
+        assert.is_true((writer:join()))
+        two:close()
+        out:close()
+        fds.close(w)
+      end)
+      tasks.is_quiet(ctx)
+    end)
+
+    it("is made of a device that cannot be watched, and never waits for it", function()
+      local ctx = d.context()
+      run(d, ctx, function()
+        local function device(path, mode)
+          local file <close> = assert(io.open(path, mode or "r"))
+          return assert(aio.stream(file))
+        end
+        local random, zero, null = device "/dev/urandom", device "/dev/zero", device "/dev/null"
+        local sink, full = device("/dev/null", "w"), device("/dev/full", "w")
+        local others = 0
+        local ticker = aio.spawn(function()
+          while true do
+            others = others + 1
+            aio.yield()
+          end
+        end):keep()
+        for _ = 1, 200 do assert.equal(10, #random:readsome(10)) end
+        assert.is_true(others > 1)
+        assert.equal(1 << 20, #random:read(1 << 20))
+        assert.equal(("\0"):rep(1 << 18), zero:read(1 << 18))
+        assert.same({ n = 2, nil, "timeout" }, pack(aio.timeout(0.02, zero.read, zero, 1 << 33)))
+        local endless = aio.spawn(zero.read, zero, "a"):keep()
+        aio.sleep(0.01)
+        endless:cancel()
+        assert.is_false((endless:join()))
+        for _ = 1, 100 do
+          assert.same({ n = 2, nil, "eof" }, pack(null:read()))
+          assert.equal(sink, sink:write "x")
+          assert.equal("No space left on device", select(2, full:write "x"))
+        end
+        assert.equal(sink, sink:write(("x"):rep(1 << 20)))
+        ticker:cancel()
+        ticker:join()
+        for _, stream in ipairs { random, zero, null, sink, full } do stream:close() end
+      end)
+      tasks.is_quiet(ctx)
+    end)
+
+    it("is not made of a socket of records, of which bytes would be lost", function()
+      local a, b = fds.socketpair "seqpacket"
+      assert.same({ n = 3, nil, ("fd %d is no stream"):format(a), 22 }, pack(aio.stream(a)))
+      assert.is_true(fds.is_open(a))
+      fds.close(a)
+      fds.close(b)
+    end)
+
   end)
 end)
 

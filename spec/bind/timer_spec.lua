@@ -530,7 +530,7 @@ describe("virtual clock", function()
     end
     local deepest, raised = 0, 0
     for depth = 100, 200 do
-      local timer <close> = ctx:timer(error, "oops", 0):arm(1)
+      local _ <close> = ctx:timer(error, "oops", 0):arm(1)
       local there, fine, err = pcall(nest, depth, function() return pcall(virtual.advance, virtual, 2) end)
       if not there then break end
       deepest = depth

@@ -37,9 +37,11 @@ static int fds_pipe(lua_State *L) { /* read end, write end */
   return pair_or_errno(L, rc, pair);
 }
 
+/* ["seqpacket"] */
 static int fds_socketpair(lua_State *L) {
+  int type = lua_isnoneornil(L, 1) ? SOCK_STREAM : SOCK_SEQPACKET;
   int pair[2];
-  int rc = socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair);
+  int rc = socketpair(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair);
   return pair_or_errno(L, rc, pair);
 }
 
@@ -65,6 +67,11 @@ static int fds_fill(lua_State *L) { /* writes until it would block; how much tha
   for (size_t size = sizeof block; size; size /= 2)
     for (ssize_t n; (n = write(fd, block, size)) > 0;) total += n;
   return integer_or_errno(L, total);
+}
+
+static int fds_block(lua_State *L) { /* as another program may make it */
+  int fd = check_fd(L, 1), flags = fcntl(fd, F_GETFL);
+  return luaL_fileresult(L, flags >= 0 && fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0, NULL);
 }
 
 static int fds_close(lua_State *L) { return luaL_fileresult(L, close(check_fd(L, 1)) == 0, NULL); }
@@ -103,7 +110,8 @@ static int fds_kill(lua_State *L) { return luaL_fileresult(L, kill(getpid(), (in
 
 __attribute__((visibility("default"))) int luaopen_fds(lua_State *L) {
   static const luaL_Reg functions[] = {{"pipe", fds_pipe}, {"socketpair", fds_socketpair}, {"read", fds_read},
-    {"write", fds_write}, {"fill", fds_fill}, {"close", fds_close}, {"dup", fds_dup}, {"dup2", fds_dup2},
+    {"write", fds_write}, {"fill", fds_fill}, {"block", fds_block}, {"close", fds_close}, {"dup", fds_dup},
+    {"dup2", fds_dup2},
     {"is_open", fds_is_open}, {"count", fds_count}, {"limit", fds_limit}, {"kill", fds_kill}, {NULL, NULL}};
   luaL_newlib(L, functions);
   return 1;
