@@ -2,11 +2,9 @@
 -- SPDX-License-Identifier: MIT
 -- Way     load(module) -> what it returns; nil, message, errno: there is no descriptor to read it with, and the next
 --         time there may be
+-- @module aioloop
 
---- As require, but for that.
--- @tparam string name of a module
--- @return what it returns; or nil, message, errno
--- @raise any other error
+-- As require, but for that; any other error is raised.
 local function load(name)
   local module
   for _ = 1, 2 do -- finalizers may have closed some meanwhile
