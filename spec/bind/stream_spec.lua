@@ -831,7 +831,7 @@ describe("a stream", function()
       end)
     end)
 
-    it("waits by itself, whoever makes its file block", function()
+    it("waits by itself, whoever makes its file block #whole", function()
       local ctx = d.context()
       run(d, ctx, function()
         local r, w = fds.pipe()
