@@ -66,12 +66,12 @@ describe("very many", function()
       tasks.is_quiet(ctx)
     end)
 
-    it("bytes are one message: 256 MiB", function()
+    it("bytes are one message: 256 MiB", function() -- where a tool counts each byte: 32
       local ctx = d.context()
       local server, port = listen()
-      local blocks, pieces = {}, {}
+      local blocks, pieces, n = {}, {}, plain and 256 or 32
       for i = 1, 7 do blocks[i] = string.pack("I4", i * 0x01234567):rep(MiB // 4) end
-      for i = 1, 256 do pieces[i] = blocks[i % 7 + 1] end
+      for i = 1, n do pieces[i] = blocks[i % 7 + 1] end
       does_not_grow(64 * MiB, function()
         run(d, ctx, function()
           local writer = aio.spawn(function()
@@ -79,7 +79,7 @@ describe("very many", function()
             assert.equal(peer, peer:write(table.unpack(pieces)))
           end)
           local client <close> = assert(aio.connect("127.0.0.1", port))
-          for i = 1, 256 do assert(client:read(MiB) == pieces[i], i) end
+          for i = 1, n do assert(client:read(MiB) == pieces[i], i) end
           assert.same(eof, pack(client:read(1)))
           aio.await(writer)
         end)
