@@ -554,6 +554,11 @@ void aioL_partings_drop(LContext *c);              /* it is about to close */
 void aioL_oneshots_drop(lua_State *L, LContext *c);
 void aioL_glib_drop(lua_State *L, LContext *c);    /* [-0, +0, -] at the latest when no turn is running */
 
+static inline bool aioL_fd_ready(int fd, AioDir dir) { /* now; the kernel is asked */
+  AioReady ready = {.fd = fd, .wanted = 1U << dir};
+  return aio_ready(&ready, 1) == 1;
+}
+
 static inline void aioL_live(LContext *c, bool counted, int delta) {
   if (counted) c->live += (uint64_t)(int64_t)delta;
 }

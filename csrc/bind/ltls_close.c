@@ -11,10 +11,7 @@
 
 #define LINGER_NS INT64_C(30000000000)
 
-static bool has_room(int fd) {
-  AioReady ready = {.fd = fd, .wanted = 1U << AIO_WRITE};
-  return aio_ready(&ready, 1) == 1;
-}
+static bool has_room(int fd) { return aioL_fd_ready(fd, AIO_WRITE); }
 
 /* The number may be somebody else's by now, and LuaSec would close it: better that its memory is lost. */
 static void renounce(const LTls *tls) {

@@ -268,12 +268,6 @@ static int64_t own_timeout(lua_State *L, int idx, int64_t limit) { /* [-0, +0, e
   return own < limit ? own : limit;
 }
 
-/* The limit of a wait that has no time is over before a turn has asked the kernel. */
-static bool is_ready(int fd, AioDir dir) {
-  AioReady ready = {.fd = fd, .wanted = 1U << dir};
-  return aio_ready(&ready, 1) == 1;
-}
-
 static int wait_fd(lua_State *L, AioDir dir) {
   lua_settop(L, 2);
   int fd = aioL_check_fd(L, 1);
@@ -290,7 +284,7 @@ static int wait_fd(lua_State *L, AioDir dir) {
   }
   fw->tk = tk;
   tk->op = fw;
-  if (timeout > 0 || !is_ready(fd, dir)) return aioL_wait(L, tk, timeout);
+  if (timeout > 0 || !aioL_fd_ready(fd, dir)) return aioL_wait(L, tk, timeout); /* it is over before a turn has asked */
   fd_wait_leave(tk);
   aioL_ticket_drop(tk);
   return lua_pushboolean(L, 1), 1;
